@@ -1,0 +1,343 @@
+//! The commands and their flags.
+
+mod demo;
+mod settings_file;
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{
+    ArgMatches, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand,
+    parser::ValueSource,
+};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    config::{Listen, Settings},
+    proto::DESCRIPTOR_SET,
+    server::{self, Running},
+    simulator::{Fault, Simulator, SimulatorOptions},
+    telemetry,
+};
+
+/// A gRPC gateway for the batch ingestion REST API of Adobe Experience Platform.
+#[derive(Parser)]
+#[command(name = "aep-batch-gateway", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Runs the gateway.
+    Serve(Settings),
+    /// Runs the gateway on a simulated upstream, and makes one call to show it. Needs no account.
+    Demo(Settings),
+    /// Runs the simulated upstream alone: the documented REST API in memory.
+    Simulate(Simulate),
+    /// Asks a running gateway for its health; exits with 0 if it serves, else with 1.
+    Healthcheck(Healthcheck),
+    /// Writes the FileDescriptorSet of the API, for grpcurl -protoset, Envoy or buf.
+    Descriptor(Descriptor),
+    /// Checks the configuration and prints it, with secrets redacted.
+    Config(Settings),
+}
+
+#[derive(Args)]
+struct Simulate {
+    /// Where REST calls are taken. Port 0 picks a free port.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// A fault that creates may meet, such as reset-after-create or status-503. Can be repeated.
+    #[arg(long = "fault", value_name = "NAME")]
+    faults: Vec<Fault>,
+    /// The share of creates that meet a fault.
+    #[arg(long, value_name = "SHARE", default_value = "1")]
+    share: f64,
+    /// Makes the faults the same in every run.
+    #[arg(long, value_name = "NUMBER", default_value = "0")]
+    seed: u64,
+    /// How long each create takes.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    latency: Duration,
+}
+
+#[derive(Args)]
+struct Healthcheck {
+    /// The gateway: an address, or unix:/path. An unspecified IP address means this machine.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "AEP_GATEWAY_LISTEN",
+        default_value = "127.0.0.1:50051"
+    )]
+    address: Listen,
+    /// The service to ask for; the whole gateway by default.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    service: String,
+}
+
+#[derive(Args)]
+struct Descriptor {
+    /// The file to write; standard output by default.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// The commands that take the gateway's settings.
+const WITH_SETTINGS: [&str; 3] = ["serve", "demo", "config"];
+
+/// Exit code for bad flags and bad configuration, as clap's own.
+const USAGE: u8 = 2;
+
+/// Runs the program with the arguments of this process.
+pub fn run() -> ExitCode {
+    let (cli, matches) = match parse() {
+        Ok(parsed) => parsed,
+        Err(code) => return code,
+    };
+    match cli.command {
+        Commands::Serve(settings) => run_gateway(settings, false),
+        Commands::Demo(settings) => run_gateway(settings, true),
+        Commands::Simulate(simulate) => run_async(run_simulator(simulate)),
+        Commands::Healthcheck(healthcheck) => run_async(check_health(healthcheck)),
+        Commands::Descriptor(descriptor) => write_descriptor(descriptor),
+        Commands::Config(settings) => print_config(&settings, &matches),
+    }
+}
+
+/// The command line. Every setting is an environment variable too.
+fn command() -> Command {
+    WITH_SETTINGS.into_iter().fold(Cli::command(), |cli, name| {
+        cli.mut_subcommand(name, |command| {
+            let command = command.mut_args(|arg| {
+                let variable = format!("AEP_GATEWAY_{}", arg.get_id()).to_ascii_uppercase();
+                arg.env(variable)
+            });
+            match name {
+                "demo" => command.mut_arg("log_format", |arg| arg.default_value("text")),
+                _ => command,
+            }
+        })
+    })
+}
+
+/// Parses twice where there is a settings file: its values become the defaults
+/// of the flags.
+fn parse() -> Result<(Cli, ArgMatches), ExitCode> {
+    let matches = command().get_matches();
+    let Some((name, file)) = settings_file::of(&matches) else {
+        return from_matches(matches);
+    };
+    let with_file = settings_file::apply(command(), &name, &file).map_err(|problems| {
+        tell_problems(&problems);
+        ExitCode::from(USAGE)
+    })?;
+    from_matches(with_file.get_matches())
+}
+
+fn from_matches(matches: ArgMatches) -> Result<(Cli, ArgMatches), ExitCode> {
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => Ok((cli, matches)),
+        Err(error) => error.exit(),
+    }
+}
+
+/// Runs `serve` and `demo`.
+fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
+    let (logs, mut config) = match (settings.logs(), settings.check()) {
+        (Ok(logs), Ok(config)) => (logs, config),
+        (_, checked) => {
+            tell_problems(&checked.err().unwrap_or_default());
+            return ExitCode::from(USAGE);
+        }
+    };
+    telemetry::start_logs(logs.format, logs.filter);
+    run_async(async move {
+        let simulator = match demo {
+            true => Some(demo::simulator(&mut config).await?),
+            false => None,
+        };
+        let running = server::start(config).await.map_err(io::Error::other)?;
+        announce(&running)?;
+        if let Some(simulator) = &simulator {
+            demo::show(running.listen(), simulator).await?;
+        }
+        stop_signal().await?;
+        running.drain().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The first line on standard output: where the gateway listens.
+fn announce(running: &Running) -> io::Result<()> {
+    let line = json!({
+        "listen": running.listen().to_string(),
+        "admin": running.admin().to_string(),
+    });
+    say(&line.to_string())
+}
+
+async fn run_simulator(simulate: Simulate) -> io::Result<ExitCode> {
+    let options = SimulatorOptions {
+        faults: simulate.faults,
+        share: simulate.share,
+        seed: simulate.seed,
+        latency: simulate.latency,
+    };
+    let simulator = Simulator::start(simulate.listen, options).await?;
+    let line = json!({
+        "listen": simulator.address().to_string(),
+        "upstream_url": simulator.import_url(),
+        "catalog_url": simulator.catalog_url(),
+    });
+    say(&line.to_string())?;
+    stop_signal().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check_health(healthcheck: Healthcheck) -> io::Result<ExitCode> {
+    const LONGEST: Duration = Duration::from_secs(3);
+    let service = healthcheck.service;
+    let ask = async {
+        let channel = connect(&healthcheck.address)?;
+        let mut client = HealthClient::new(channel);
+        let asked = client.check(HealthCheckRequest { service }).await;
+        asked.map_err(|status| io::Error::other(status.message().to_owned()))
+    };
+    let answer = tokio::time::timeout(LONGEST, ask)
+        .await
+        .map_err(|_| io::Error::other("no answer in time"))??;
+    let status = answer.into_inner().status();
+    say(status.as_str_name())?;
+    Ok(match status {
+        ServingStatus::Serving => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// A client for a gateway on this machine.
+fn connect(listen: &Listen) -> io::Result<Channel> {
+    let target = match listen {
+        Listen::Tcp(address) if address.ip().is_unspecified() => {
+            format!("http://localhost:{}", address.port())
+        }
+        Listen::Tcp(address) => format!("http://{address}"),
+        Listen::Unix(path) => format!("unix://{}", path.display()),
+    };
+    let endpoint = Endpoint::from_shared(target).map_err(io::Error::other)?;
+    Ok(endpoint.connect_lazy())
+}
+
+fn write_descriptor(descriptor: Descriptor) -> ExitCode {
+    let written = match &descriptor.output {
+        Some(file) => fs::write(file, DESCRIPTOR_SET),
+        None => io::stdout().write_all(DESCRIPTOR_SET),
+    };
+    exit_code(written.map(|()| ExitCode::SUCCESS))
+}
+
+fn print_config(settings: &Settings, matches: &ArgMatches) -> ExitCode {
+    if let Err(problems) = settings.check() {
+        tell_problems(&problems);
+        return ExitCode::from(USAGE);
+    }
+    let Some((name, matches)) = matches.subcommand() else {
+        return ExitCode::from(USAGE);
+    };
+    let from_file = settings_file::keys(matches);
+    let mut lines = Vec::new();
+    for arg in command()
+        .find_subcommand(name)
+        .into_iter()
+        .flat_map(Command::get_arguments)
+    {
+        let key = arg.get_id().as_str();
+        let source = match matches.value_source(key) {
+            Some(ValueSource::CommandLine) => "flag",
+            Some(ValueSource::EnvVariable) => "environment",
+            Some(_) if from_file.iter().any(|known| known == key) => "file",
+            _ => "default",
+        };
+        let value = match matches.get_raw(key).and_then(|mut values| values.next()) {
+            Some(_) if key == "default_api_key" => "\"[redacted]\"".to_owned(),
+            Some(value) => json!(value.to_string_lossy()).to_string(),
+            None => {
+                lines.push(format!("# {key} is not set"));
+                continue;
+            }
+        };
+        lines.push(format!("{key} = {value} # {source}"));
+    }
+    exit_code(say(&lines.join("\n")).map(|()| ExitCode::SUCCESS))
+}
+
+fn run_async(work: impl Future<Output = io::Result<ExitCode>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    exit_code(runtime.and_then(|runtime| {
+        let result = runtime.block_on(work);
+        // A create that is still in flight has had its time.
+        runtime.shutdown_background();
+        result
+    }))
+}
+
+fn exit_code(result: io::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        tell(&format!("error: {error}"));
+        ExitCode::FAILURE
+    })
+}
+
+async fn stop_signal() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Writes a line to standard output.
+fn say(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+/// Writes a line to standard error, where there is one.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
+fn tell_problems(problems: &[String]) {
+    tell("error: the configuration is bad:");
+    for problem in problems {
+        tell(&format!("  {problem}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+}

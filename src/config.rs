@@ -1,0 +1,507 @@
+//! What the operator says, typed and checked. All problems are told at once.
+
+use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::Args;
+use http::{HeaderName, HeaderValue};
+use reqwest::{Certificate, Url};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    credentials::{self, Credentials},
+    telemetry::LogFormat,
+    upstream::{HttpVersion, UpstreamOptions},
+};
+
+/// The settings of the gateway, as they were given. Each is a flag, an
+/// environment variable (`AEP_GATEWAY_` and the flag in capitals) and a key of
+/// the TOML file (the flag with underscores). Flags win over the environment,
+/// and the environment wins over the file.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// A TOML file with settings.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Where gRPC calls are taken: an address, or `unix:/path`. Port 0 picks a free port.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:50051")]
+    pub listen: String,
+
+    /// Where /metrics, /livez and /readyz are served over plain HTTP.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
+    pub admin_listen: String,
+
+    /// The base URL of the Batch Ingestion API.
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "https://platform.adobe.io/data/foundation/import"
+    )]
+    pub upstream_url: String,
+
+    /// The base URL of the Catalog API. No call uses it yet.
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "https://platform.adobe.io/data/foundation/catalog"
+    )]
+    pub catalog_url: String,
+
+    /// A PEM file with certificate authorities to trust besides the platform's.
+    #[arg(long, value_name = "FILE")]
+    pub upstream_ca_file: Option<String>,
+
+    /// The HTTP version to speak upstream: auto, 1 or 2 (2 without TLS: by prior knowledge).
+    #[arg(long, value_name = "VERSION", default_value = "auto")]
+    pub upstream_http: String,
+
+    /// How long a connection to the API may take to come about.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub connect_timeout: String,
+
+    /// How long one REST request may take in all.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub request_timeout: String,
+
+    /// How many creates may be in flight; more are refused with UNAVAILABLE.
+    #[arg(long, value_name = "NUMBER", default_value = "1000")]
+    pub max_in_flight: String,
+
+    /// A file with the access token of calls that send no `authorization`. Read at start.
+    #[arg(long, value_name = "FILE")]
+    pub default_token_file: Option<String>,
+
+    /// `x-api-key` of calls that send none.
+    #[arg(long, value_name = "KEY", hide_env_values = true)]
+    pub default_api_key: Option<String>,
+
+    /// `x-gw-ims-org-id` of calls that send none.
+    #[arg(long, value_name = "ID")]
+    pub default_org_id: Option<String>,
+
+    /// `x-sandbox-name` of calls that send none.
+    #[arg(long, value_name = "NAME")]
+    pub default_sandbox_name: Option<String>,
+
+    /// Refuses calls that send another value than a default (true or false).
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub fixed_defaults: String,
+
+    /// Says that something in front of the gateway authenticates callers: needed with a default
+    /// token, because whoever reaches the gateway then acts with it (true or false).
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub callers_are_authenticated: String,
+
+    /// Further metadata of a call to pass on to the API, by name, separated by commas.
+    #[arg(long, value_name = "NAMES", default_value = "")]
+    pub forward_metadata: String,
+
+    /// How long to go on after SIGTERM before connections are told to go away.
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    pub drain_delay: String,
+
+    /// How long calls in flight may take to finish after that.
+    #[arg(long, value_name = "DURATION", default_value = "25s")]
+    pub drain_timeout: String,
+
+    /// How log lines look: json or text.
+    #[arg(long, value_name = "FORMAT", default_value = "json")]
+    pub log_format: String,
+
+    /// Which log lines are written: a level, or directives like `info,h2=debug`.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log_level: String,
+}
+
+/// Where calls are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// An IP address and port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => write!(f, "{address}"),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("the path after unix: is missing".to_owned()),
+            Some(path) => Ok(Listen::Unix(path.into())),
+            None => text
+                .parse()
+                .map(Listen::Tcp)
+                .map_err(|_| "is neither an IP address with a port nor unix:/path".to_owned()),
+        }
+    }
+}
+
+/// Settings that hold.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where gRPC calls are taken.
+    pub listen: Listen,
+    /// Where the admin pages are served.
+    pub admin_listen: SocketAddr,
+    /// How the API is reached.
+    pub upstream: UpstreamOptions,
+    /// How long one REST request may take in all.
+    pub request_timeout: Duration,
+    /// How many creates may be in flight.
+    pub max_in_flight: usize,
+    /// Which headers calls carry.
+    pub credentials: Credentials,
+    /// How long to go on after the signal to stop.
+    pub drain_delay: Duration,
+    /// How long calls in flight may take to finish after that.
+    pub drain_timeout: Duration,
+}
+
+/// How logs are written.
+#[derive(Debug)]
+pub struct LogConfig {
+    /// How lines look.
+    pub format: LogFormat,
+    /// Which lines are written.
+    pub filter: EnvFilter,
+}
+
+/// All that is wrong with the settings, a sentence each.
+pub type Problems = Vec<String>;
+
+/// Collects what is wrong; a value that cannot be read is replaced by one that
+/// nobody gets to see.
+#[derive(Default)]
+struct Check {
+    problems: Problems,
+}
+
+impl Check {
+    fn read<T>(
+        &mut self,
+        flag: &str,
+        text: &str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        match read(text) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.problems.push(format!("--{flag} {problem}"));
+                None
+            }
+        }
+    }
+
+    /// A default credential. Its value is not quoted: it may be a secret.
+    fn credential(&mut self, flag: &str, name: &HeaderName, text: &str) -> Option<HeaderValue> {
+        self.read(flag, text, |text| {
+            let bad = |description: &str| format!("{description} (it becomes {name})");
+            let mut value = HeaderValue::from_str(text).map_err(|_| bad("is no header value"))?;
+            value.set_sensitive(credentials::is_secret(name));
+            credentials::check(name, &value).map_err(bad)?;
+            Ok(value)
+        })
+    }
+}
+
+impl Settings {
+    /// How logs are written.
+    pub fn logs(&self) -> Result<LogConfig, Problems> {
+        let mut check = Check::default();
+        let format = check.read("log-format", &self.log_format, |text| match text {
+            "json" => Ok(LogFormat::Json),
+            "text" => Ok(LogFormat::Text),
+            other => Err(format!("is {other:?}: there are json and text")),
+        });
+        let filter = check.read("log-level", &self.log_level, |text| {
+            EnvFilter::try_new(text).map_err(|error| format!("is bad: {error}"))
+        });
+        match (format, filter) {
+            (Some(format), Some(filter)) => Ok(LogConfig { format, filter }),
+            _ => Err(check.problems),
+        }
+    }
+
+    /// The settings that hold, or all that is wrong with them.
+    pub fn check(&self) -> Result<Config, Problems> {
+        let mut check = Check {
+            problems: self.logs().err().unwrap_or_default(),
+        };
+        let listen = check.read("listen", &self.listen, str::parse);
+        let admin_listen = check.read("admin-listen", &self.admin_listen, |text| {
+            text.parse()
+                .map_err(|_| format!("is {text:?}: not an IP address with a port"))
+        });
+        let url = check.read("upstream-url", &self.upstream_url, base_url);
+        check.read("catalog-url", &self.catalog_url, base_url);
+        let extra_ca = match &self.upstream_ca_file {
+            Some(file) => check.read("upstream-ca-file", file, certificates),
+            None => Some(Vec::new()),
+        };
+        let http = check.read("upstream-http", &self.upstream_http, |text| match text {
+            "auto" => Ok(HttpVersion::Auto),
+            "1" => Ok(HttpVersion::Http1),
+            "2" => Ok(HttpVersion::Http2),
+            other => Err(format!("is {other:?}: there are auto, 1 and 2")),
+        });
+        let connect_timeout = check.read("connect-timeout", &self.connect_timeout, time_limit);
+        let request_timeout = check.read("request-timeout", &self.request_timeout, time_limit);
+        let max_in_flight = check.read("max-in-flight", &self.max_in_flight, |text| {
+            const MOST: usize = 1_000_000;
+            match text.parse() {
+                Ok(number) if (1..=MOST).contains(&number) => Ok(number),
+                _ => Err(format!("is {text:?}: not a number from 1 to {MOST}")),
+            }
+        });
+        let credentials = self.credentials(&mut check);
+        let drain_delay = check.read("drain-delay", &self.drain_delay, duration);
+        let drain_timeout = check.read("drain-timeout", &self.drain_timeout, duration);
+
+        let config = || {
+            let max_in_flight = max_in_flight?;
+            Some(Config {
+                listen: listen?,
+                admin_listen: admin_listen?,
+                upstream: UpstreamOptions {
+                    url: url?,
+                    extra_ca: extra_ca?,
+                    http: http?,
+                    connect_timeout: connect_timeout?,
+                    direct: false,
+                    idle_connections: max_in_flight,
+                },
+                request_timeout: request_timeout?,
+                max_in_flight,
+                credentials,
+                drain_delay: drain_delay?,
+                drain_timeout: drain_timeout?,
+            })
+        };
+        match config() {
+            Some(config) if check.problems.is_empty() => Ok(config),
+            _ => Err(check.problems),
+        }
+    }
+
+    fn credentials(&self, check: &mut Check) -> Credentials {
+        let token = self.default_token_file.as_ref().and_then(|file| {
+            check.read("default-token-file", file, |file| {
+                let token = fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
+                Ok(format!("Bearer {}", token.trim()))
+            })
+        });
+        let given = [
+            ("default-token-file", &token),
+            ("default-api-key", &self.default_api_key),
+            ("default-org-id", &self.default_org_id),
+            ("default-sandbox-name", &self.default_sandbox_name),
+        ];
+        let mut credentials = Credentials::default();
+        for (i, (flag, text)) in given.into_iter().enumerate() {
+            if let Some(text) = text {
+                let name = &credentials::NAMES[i];
+                credentials.defaults[i] = check.credential(flag, name, text);
+            }
+        }
+        credentials.defaults_are_fixed = check
+            .read("fixed-defaults", &self.fixed_defaults, boolean)
+            .unwrap_or_default();
+        let authenticated = check.read(
+            "callers-are-authenticated",
+            &self.callers_are_authenticated,
+            boolean,
+        );
+        if self.default_token_file.is_some() && authenticated == Some(false) {
+            check.problems.push(
+                "--default-token-file lets whoever reaches the gateway act with that token: \
+                 say --callers-are-authenticated if something in front of it checks callers"
+                    .to_owned(),
+            );
+        }
+        credentials.forward = self
+            .forward_metadata
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty())
+            .filter_map(|name| check.read("forward-metadata", name, forwardable))
+            .collect();
+        credentials
+    }
+}
+
+fn base_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("must begin with https:// or http://".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user name or password".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must not hold a query or fragment".to_owned());
+    }
+    Ok(url)
+}
+
+fn certificates(file: &str) -> Result<Vec<Certificate>, String> {
+    let pem = fs::read(file).map_err(|error| unreadable(file, &error))?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(format!("has no PEM certificate: {file}")),
+    }
+}
+
+fn unreadable(file: &str, error: &std::io::Error) -> String {
+    format!("cannot be read: {file}: {error}")
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| format!("is {text:?}: not a duration like 500ms, 30s or 2m"))
+}
+
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be more than zero".to_owned()),
+        limit => Ok(limit),
+    }
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse()
+        .map_err(|_| format!("is {text:?}: there are true and false"))
+}
+
+/// Refuses the headers that are the gateway's own, or a connection's.
+fn forwardable(name: &str) -> Result<HeaderName, String> {
+    const NEVER: [&str; 14] = [
+        "accept",
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    ];
+    let parsed: HeaderName = name
+        .parse()
+        .map_err(|_| format!("is no metadata name: {name:?}"))?;
+    let own = credentials::NAMES.contains(&parsed) || parsed == credentials::REQUEST_ID;
+    let lower = parsed.as_str();
+    if own || NEVER.contains(&lower) || lower.starts_with("grpc-") || lower.ends_with("-bin") {
+        return Err(format!("cannot name {lower}: the gateway decides about it"));
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn check(flags: &[&str]) -> Result<Config, Problems> {
+        let flags = std::iter::once("gateway").chain(flags.iter().copied());
+        Flags::parse_from(flags).settings.check()
+    }
+
+    #[test]
+    fn the_defaults_hold() {
+        let config = check(&[]).expect("defaults");
+        assert_eq!(config.listen, Listen::Tcp(([127, 0, 0, 1], 50051).into()));
+        assert_eq!(config.request_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let problems = check(&[
+            "--listen=nowhere",
+            "--admin-listen=9464",
+            "--upstream-url=ftp://host",
+            "--catalog-url=https://user:pass@host",
+            "--upstream-ca-file=/nowhere",
+            "--upstream-http=3",
+            "--connect-timeout=0s",
+            "--request-timeout=soon",
+            "--max-in-flight=0",
+            "--default-token-file=/nowhere",
+            "--default-api-key=sec ret",
+            "--fixed-defaults=maybe",
+            "--forward-metadata=x-ok,authorization,grpc-timeout",
+            "--drain-timeout=-1s",
+            "--log-format=xml",
+            "--log-level=a=b=c",
+        ])
+        .expect_err("problems");
+        let flags: Vec<_> = problems
+            .iter()
+            .map(|problem| problem.split(' ').next().unwrap_or_default())
+            .collect();
+        assert_eq!(
+            flags,
+            [
+                "--log-format",
+                "--log-level",
+                "--listen",
+                "--admin-listen",
+                "--upstream-url",
+                "--catalog-url",
+                "--upstream-ca-file",
+                "--upstream-http",
+                "--connect-timeout",
+                "--request-timeout",
+                "--max-in-flight",
+                "--default-token-file",
+                "--default-api-key",
+                "--fixed-defaults",
+                "--default-token-file",
+                "--forward-metadata",
+                "--forward-metadata",
+                "--drain-timeout",
+            ]
+        );
+        assert!(!problems.join("\n").contains("sec ret"));
+        assert!(!problems.join("\n").contains("pass"));
+    }
+
+    #[test]
+    fn forwarded_metadata_is_a_list() {
+        let config = check(&["--forward-metadata", "x-a, X-B"]).expect("names");
+        assert_eq!(config.credentials.forward, ["x-a", "x-b"]);
+    }
+}

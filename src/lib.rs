@@ -1,0 +1,23 @@
+//! A gRPC gateway for the batch ingestion REST API of Adobe Experience
+//! Platform. `ARCHITECTURE.md` has the map; the rooms stand here from the top
+//! down, and use only what stands below them (or `outcome`, which knows none).
+
+pub mod cli;
+pub mod simulator;
+
+pub mod server;
+
+pub mod service;
+
+pub mod credentials;
+pub mod deadline;
+pub mod in_flight;
+pub mod mapping;
+
+pub mod status;
+pub mod telemetry;
+pub mod upstream;
+
+pub mod config;
+pub mod outcome;
+pub mod proto;

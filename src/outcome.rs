@@ -1,0 +1,153 @@
+//! What may have happened upstream: the vocabulary that the REST client, the
+//! statuses and the telemetry share.
+
+use std::{fmt, time::Duration};
+
+use http::StatusCode;
+
+/// Whether the batch of a failed call exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Certainly no batch was created.
+    NotCreated,
+    /// A batch may have been created.
+    Unknown,
+    /// The batch was created.
+    Created,
+}
+
+impl Outcome {
+    /// The word that callers, logs and metrics see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::NotCreated => "NOT_CREATED",
+            Outcome::Unknown => "UNKNOWN",
+            Outcome::Created => "CREATED",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What is wrong with one field of the message or one key of the metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The protobuf path of the field, or the metadata key.
+    pub field: String,
+    /// What is wrong, as the end of a sentence that begins with the field.
+    pub description: String,
+}
+
+impl Violation {
+    /// A violation of `field`.
+    pub fn new(field: &str, description: &str) -> Self {
+        Violation {
+            field: field.to_owned(),
+            description: description.to_owned(),
+        }
+    }
+}
+
+/// Why a call did not end with a batch. Which outcome and gRPC code follows is
+/// the table in [`crate::status`].
+///
+/// No variant holds a credential, and every text that came from upstream has
+/// been cut and redacted.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The message or the metadata is bad.
+    Invalid(Vec<Violation>),
+    /// The call has no credentials.
+    NoCredentials(Vec<Violation>),
+    /// The request never reached the API.
+    NeverSent(NeverSent),
+    /// The caller's deadline passed before anything was sent.
+    DeadlineBeforeSending,
+    /// The caller's deadline passed while the request was under way.
+    DeadlineAfterSending,
+    /// The gateway's own limit passed while the request was under way.
+    TimedOut(Duration),
+    /// The connection broke while the request was under way.
+    ConnectionLost(String),
+    /// The gateway itself failed while the request was under way.
+    Panicked,
+    /// The API answered with a redirect, which is never followed.
+    Redirected {
+        /// The 3xx.
+        status: StatusCode,
+        /// The host in `Location`.
+        host: Option<String>,
+    },
+    /// The API answered with an error.
+    Refused(Box<Refusal>),
+    /// The API said that it created the batch, but the answer is no batch.
+    Unusable(Box<UnusableAnswer>),
+}
+
+/// Why a request never reached the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NeverSent {
+    /// The API's host name could not be resolved.
+    Dns(String),
+    /// No connection came about.
+    Connect(String),
+    /// No connection came about in time.
+    ConnectTimeout,
+    /// TLS could not be agreed on.
+    Tls(String),
+    /// The API gave the request back unprocessed (HTTP/2 REFUSED_STREAM or
+    /// GOAWAY).
+    Unprocessed(String),
+    /// The gateway has as many calls in flight as it may have.
+    Overloaded,
+}
+
+/// An answer with a status of 400 or above.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What the body says.
+    pub error: ApiError,
+    /// `Retry-After`.
+    pub retry_after: Option<Duration>,
+    /// The API's own id of the request.
+    pub request_id: Option<String>,
+}
+
+/// What the body of an error says, in any of the shapes that are documented.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiError {
+    /// Whether the body has one of the documented shapes, so that the API
+    /// itself wrote it.
+    pub documented: bool,
+    /// The API's own code, such as `403010` or `invalid_client`.
+    pub code: Option<String>,
+    /// The title of a problem document.
+    pub title: Option<String>,
+    /// What went wrong, for people. For an undocumented body, its beginning.
+    pub detail: Option<String>,
+    /// The report of a problem document, as JSON.
+    pub report: Option<String>,
+}
+
+/// A 2xx answer whose body is no batch.
+#[derive(Clone, Debug)]
+pub struct UnusableAnswer {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What is wrong with the body, as the end of a sentence.
+    pub problem: String,
+    /// The beginning of the body.
+    pub beginning: String,
+    /// `Location`.
+    pub location: Option<String>,
+    /// The batch id in `Location`.
+    pub batch_id: Option<String>,
+    /// The API's own id of the request.
+    pub request_id: Option<String>,
+}

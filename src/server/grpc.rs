@@ -1,0 +1,142 @@
+//! One HTTP/2 request → the gRPC service that it is for.
+
+use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
+
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tonic::{body::Body, codec::CompressionEncoding, server::NamedService};
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+use tower::{Service, ServiceExt, util::BoxCloneSyncService};
+
+use super::answer;
+use crate::{
+    proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
+    service::Gateway,
+    status,
+    telemetry::Metrics,
+};
+
+/// The most that a request message may have; gRPC's customary limit.
+const LARGEST_MESSAGE: usize = 4 * 1024 * 1024;
+
+type Batches = BatchServiceServer<Gateway>;
+type OtherService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
+
+/// The gRPC services of this server.
+#[derive(Clone)]
+pub(super) struct GrpcServices {
+    batches: Batches,
+    /// Health and reflection, by name.
+    others: Arc<[(&'static str, OtherService)]>,
+    metrics: Arc<Metrics>,
+}
+
+impl GrpcServices {
+    pub(super) fn new(
+        gateway: Gateway,
+        health: HealthReporter,
+    ) -> Result<Self, tonic_reflection::server::Error> {
+        let metrics = gateway.metrics.clone();
+        let batches = BatchServiceServer::new(gateway)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .max_decoding_message_size(LARGEST_MESSAGE);
+        let health = HealthServer::new(HealthService::from_health_reporter(health));
+        let others = [
+            other(health),
+            other(reflection().build_v1()?),
+            // Older grpcurl and Postman know this version only.
+            other(reflection().build_v1alpha()?),
+        ];
+        Ok(GrpcServices {
+            batches,
+            others: Arc::new(others),
+            metrics,
+        })
+    }
+
+    async fn answer(mut self, request: Request<Incoming>) -> Response<Body> {
+        if request.method() != Method::POST {
+            return refuse(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        if !is_grpc(&request) {
+            return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        }
+        let (service, method) = split_path(request.uri().path());
+        if service == Batches::NAME {
+            let call = self.metrics.call(Batches::NAME, known_method(method));
+            let Ok(response) = self.batches.call(request).await;
+            let (response, code) = answer::shape(response);
+            call.ends(code);
+            return response;
+        }
+        let other = self.others.iter().find(|(name, _)| *name == service);
+        match other {
+            Some((_, other)) => {
+                let Ok(response) = other.clone().oneshot(request).await;
+                response
+            }
+            None => status::unknown_service().into_http(),
+        }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for GrpcServices {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let answer = self.clone().answer(request);
+        Box::pin(async move { Ok(answer.await) })
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+fn other<S>(service: S) -> (&'static str, OtherService)
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send + 'static,
+{
+    (S::NAME, BoxCloneSyncService::new(service))
+}
+
+/// tonic itself takes any content type, which would let a web page make calls.
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let kind = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
+    matches!(kind, Some([] | [b'+' | b';', ..]))
+}
+
+fn refuse(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// `/package.Service/Method` → service and method.
+fn split_path(path: &str) -> (&str, &str) {
+    path.strip_prefix('/')
+        .and_then(|path| path.split_once('/'))
+        .unwrap_or_default()
+}
+
+/// The label of a method: callers choose paths, and must not choose labels.
+fn known_method(method: &str) -> &'static str {
+    match method {
+        "CreateBatch" => "CreateBatch",
+        _ => "other",
+    }
+}

@@ -1,0 +1,193 @@
+//! The simulated upstream: the documented REST API in memory, with a ledger
+//! of what it created, and faults on request. For `demo`, `simulate` and the
+//! tests; the gateway itself never uses it.
+
+mod fault;
+mod rest;
+mod wire;
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::HeaderMap;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use serde_json::Value;
+use tokio::{net::TcpListener, task::JoinHandle};
+
+pub use self::fault::Fault;
+use self::wire::{Connection, FaultyStream};
+
+/// How many requests and batches are remembered.
+const REMEMBERED: usize = 100_000;
+
+/// What a simulator does by itself.
+#[derive(Clone, Debug, Default)]
+pub struct SimulatorOptions {
+    /// The faults of which each create may meet one.
+    pub faults: Vec<Fault>,
+    /// The share of creates that meet one, 0 to 1.
+    pub share: f64,
+    /// Makes the faults the same in every run.
+    pub seed: u64,
+    /// How long each create takes.
+    pub latency: Duration,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The method.
+    pub method: http::Method,
+    /// Path and query.
+    pub path: String,
+    /// The headers, credentials included.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: bytes::Bytes,
+}
+
+/// A running simulator. Stops when it is dropped.
+#[derive(Debug)]
+pub struct Simulator {
+    address: SocketAddr,
+    state: Arc<State>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    address: SocketAddr,
+    options: SimulatorOptions,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Debug)]
+struct Memory {
+    random: fastrand::Rng,
+    next_faults: VecDeque<Fault>,
+    received: VecDeque<Received>,
+    batches: VecDeque<Value>,
+}
+
+impl State {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Memory {
+    /// The fault for the next create.
+    fn fault(&mut self, options: &SimulatorOptions) -> Option<Fault> {
+        if let Some(fault) = self.next_faults.pop_front() {
+            return Some(fault);
+        }
+        if self.random.f64() < options.share {
+            return self.random.choice(&options.faults).cloned();
+        }
+        None
+    }
+}
+
+fn remember<T>(memory: &mut VecDeque<T>, item: T) {
+    if memory.len() == REMEMBERED {
+        memory.pop_front();
+    }
+    memory.push_back(item);
+}
+
+impl Simulator {
+    /// Listens on `address` (port 0: any free port) and answers from now on.
+    pub async fn start(address: SocketAddr, options: SimulatorOptions) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let state = Arc::new(State {
+            address,
+            memory: Mutex::new(Memory {
+                random: fastrand::Rng::with_seed(options.seed),
+                next_faults: VecDeque::new(),
+                received: VecDeque::new(),
+                batches: VecDeque::new(),
+            }),
+            options,
+        });
+        let accepting = tokio::spawn(accept(listener, state.clone()));
+        Ok(Simulator {
+            address,
+            state,
+            accepting,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The base URL of the Batch Ingestion API.
+    pub fn import_url(&self) -> String {
+        format!("http://{}{}", self.address, rest::IMPORT)
+    }
+
+    /// The base URL of the Catalog API.
+    pub fn catalog_url(&self) -> String {
+        format!("http://{}{}", self.address, rest::CATALOG)
+    }
+
+    /// The next create meets this fault, after those that wait already.
+    pub fn meet(&self, fault: Fault) {
+        self.state.memory().next_faults.push_back(fault);
+    }
+
+    /// Every request so far.
+    pub fn received(&self) -> Vec<Received> {
+        self.state.memory().received.iter().cloned().collect()
+    }
+
+    /// Every batch that was created, as the API would show it.
+    pub fn batches(&self) -> Vec<Value> {
+        self.state.memory().batches.iter().cloned().collect()
+    }
+}
+
+impl Drop for Simulator {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        let connection = Connection::default();
+        if state.memory().next_faults.front() == Some(&Fault::ResetBeforeRead) {
+            state.memory().next_faults.pop_front();
+            wire::reset(stream);
+            continue;
+        }
+        let _ = stream.set_nodelay(true);
+        let stream = TokioIo::new(FaultyStream::new(stream, connection.clone()));
+        let state = state.clone();
+        connections.spawn(async move {
+            let service = hyper::service::service_fn(move |request| {
+                rest::answer(state.clone(), connection.clone(), request)
+            });
+            // A connection that ends badly is what the faults are for.
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection(stream, service)
+                .await;
+        });
+    }
+}

@@ -1,0 +1,342 @@
+//! A failure → the gRPC status that tells the truth about it.
+//!
+//! A create is not idempotent, so the code says what may have happened
+//! upstream, not what the HTTP number alone would suggest. Two rules carry the
+//! table:
+//!
+//! 1. UNAVAILABLE, which meshes and clients retry, only when certainly nothing
+//!    was created; UNKNOWN, which no mesh can be told to retry, whenever
+//!    something may have been.
+//! 2. A failure that must not be repeated is sent so that it cannot be: see
+//!    `server::answer`.
+//!
+//! This is the only file that makes a `tonic::Status`.
+
+use std::{collections::HashMap, time::Duration};
+
+use http::{HeaderMap, HeaderName, StatusCode};
+use tonic::{Code, Status, metadata::MetadataMap};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    credentials::REQUEST_ID,
+    outcome::{Failure, NeverSent, Outcome, Refusal, Violation},
+};
+
+/// `ErrorInfo.domain` of every failure.
+pub const DOMAIN: &str = "aep-batch-gateway";
+
+/// Carries the outcome in plain metadata.
+pub const OUTCOME: HeaderName = HeaderName::from_static("aep-batch-outcome");
+
+/// Tells gRPC clients when to try again (gRFC A6).
+const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// "Experience Platform troubleshooting guide: API status codes".
+const API_HELP: &str =
+    "https://experienceleague.adobe.com/docs/experience-platform/landing/troubleshooting.html";
+
+/// One row of the table of statuses: a reason, and what it means.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Row {
+    /// `ErrorInfo.reason`.
+    pub reason: &'static str,
+    /// The gRPC code.
+    pub code: Code,
+    /// Whether the batch exists.
+    pub outcome: Outcome,
+}
+
+macro_rules! table {
+    ($($reason:ident: $code:ident, $outcome:ident;)*) => {
+        $(const $reason: Row = Row {
+            reason: stringify!($reason),
+            code: Code::$code,
+            outcome: Outcome::$outcome,
+        };)*
+        /// Every row, for the documentation.
+        pub const TABLE: &[&Row] = &[$(&$reason),*];
+    };
+}
+
+table! {
+    INVALID_REQUEST: InvalidArgument, NotCreated;
+    CREDENTIALS_MISSING: Unauthenticated, NotCreated;
+    UNSUPPORTED: Unimplemented, NotCreated;
+    MESSAGE_TOO_LARGE: ResourceExhausted, NotCreated;
+    GATEWAY_OVERLOADED: Unavailable, NotCreated;
+    DEADLINE_BEFORE_SENDING: DeadlineExceeded, NotCreated;
+    UPSTREAM_DNS_FAILED: Unavailable, NotCreated;
+    UPSTREAM_CONNECT_FAILED: Unavailable, NotCreated;
+    UPSTREAM_CONNECT_TIMEOUT: Unavailable, NotCreated;
+    UPSTREAM_TLS_FAILED: Unavailable, NotCreated;
+    UPSTREAM_UNPROCESSED: Unavailable, NotCreated;
+    API_INVALID_REQUEST: InvalidArgument, NotCreated;
+    API_UNAUTHENTICATED: Unauthenticated, NotCreated;
+    API_PERMISSION_DENIED: PermissionDenied, NotCreated;
+    API_NOT_FOUND: NotFound, NotCreated;
+    API_CONFLICT: AlreadyExists, NotCreated;
+    API_PRECONDITION_FAILED: FailedPrecondition, NotCreated;
+    API_NOT_IMPLEMENTED: Unimplemented, NotCreated;
+    API_RATE_LIMITED: ResourceExhausted, NotCreated;
+    API_REFUSED: FailedPrecondition, NotCreated;
+    API_UNAVAILABLE: Unavailable, NotCreated;
+    API_REDIRECTED: FailedPrecondition, NotCreated;
+    UPSTREAM_FAILED: Unknown, Unknown;
+    PROXY_UNAVAILABLE: Unknown, Unknown;
+    CONNECTION_LOST: Unknown, Unknown;
+    UPSTREAM_TIMEOUT: Unknown, Unknown;
+    DEADLINE_AFTER_SENDING: DeadlineExceeded, Unknown;
+    GATEWAY_FAILED: Unknown, Unknown;
+    ANSWER_UNUSABLE: Unknown, Created;
+}
+
+/// The row for a failure.
+pub fn row(failure: &Failure) -> &'static Row {
+    match failure {
+        Failure::Invalid(_) => &INVALID_REQUEST,
+        Failure::NoCredentials(_) => &CREDENTIALS_MISSING,
+        Failure::NeverSent(NeverSent::Dns(_)) => &UPSTREAM_DNS_FAILED,
+        Failure::NeverSent(NeverSent::Connect(_)) => &UPSTREAM_CONNECT_FAILED,
+        Failure::NeverSent(NeverSent::ConnectTimeout) => &UPSTREAM_CONNECT_TIMEOUT,
+        Failure::NeverSent(NeverSent::Tls(_)) => &UPSTREAM_TLS_FAILED,
+        Failure::NeverSent(NeverSent::Unprocessed(_)) => &UPSTREAM_UNPROCESSED,
+        Failure::NeverSent(NeverSent::Overloaded) => &GATEWAY_OVERLOADED,
+        Failure::DeadlineBeforeSending => &DEADLINE_BEFORE_SENDING,
+        Failure::DeadlineAfterSending => &DEADLINE_AFTER_SENDING,
+        Failure::TimedOut(_) => &UPSTREAM_TIMEOUT,
+        Failure::ConnectionLost(_) => &CONNECTION_LOST,
+        Failure::Panicked => &GATEWAY_FAILED,
+        Failure::Redirected { .. } => &API_REDIRECTED,
+        Failure::Refused(refusal) => refused(refusal),
+        Failure::Unusable(_) => &ANSWER_UNUSABLE,
+    }
+}
+
+fn refused(refusal: &Refusal) -> &'static Row {
+    match refusal.status.as_u16() {
+        400 | 411 | 413 | 414 | 415 | 422 | 431 => &API_INVALID_REQUEST,
+        401 => &API_UNAUTHENTICATED,
+        403 if means_no_credentials(refusal.error.code.as_deref()) => &API_UNAUTHENTICATED,
+        403 => &API_PERMISSION_DENIED,
+        404 => &API_NOT_FOUND,
+        405 | 501 => &API_NOT_IMPLEMENTED,
+        // A proxy says 408 also of a request that it had passed on.
+        408 => &UPSTREAM_FAILED,
+        409 => &API_CONFLICT,
+        412 => &API_PRECONDITION_FAILED,
+        429 => &API_RATE_LIMITED,
+        402..=499 => &API_REFUSED,
+        503 if refusal.error.documented || refusal.retry_after.is_some() => &API_UNAVAILABLE,
+        // A proxy says 503 also when it lost an answer.
+        503 => &PROXY_UNAVAILABLE,
+        _ => &UPSTREAM_FAILED,
+    }
+}
+
+/// The codes that say "no or bad token or key" ("Experience Platform
+/// troubleshooting guide: Request header errors"). 403025 says that the token
+/// is good but has no right, and is not one of them.
+fn means_no_credentials(code: Option<&str>) -> bool {
+    matches!(code, Some("403010" | "403000" | "403003" | "401013"))
+}
+
+/// What of a call its status repeats.
+#[derive(Clone, Copy, Debug)]
+pub struct CallNames<'a> {
+    /// `x-request-id`, ours or the caller's.
+    pub request_id: &'a http::HeaderValue,
+    /// `external_id` of the request.
+    pub external_id: Option<&'a str>,
+}
+
+/// The status for a failed call, with its details. All of its metadata
+/// together is below 8 KiB: some clients turn more into an error of their own.
+pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
+    let row = row(failure);
+    let mut info = HashMap::from([("outcome".to_owned(), row.outcome.to_string())]);
+    let mut tell = |key: &str, value: Option<&str>, longest: usize| {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            info.insert(key.to_owned(), cut(value, longest).to_owned());
+        }
+    };
+    let mut details = ErrorDetails::new();
+    let mut metadata = HeaderMap::new();
+
+    tell("externalId", call.external_id, 256);
+    match failure {
+        Failure::Invalid(violations) | Failure::NoCredentials(violations) => {
+            for Violation { field, description } in violations {
+                details.add_bad_request_violation(field, format!("{field} {description}"));
+            }
+        }
+        Failure::Refused(refusal) => {
+            let error = &refusal.error;
+            tell("httpStatus", Some(refusal.status.as_str()), 3);
+            tell("upstreamErrorCode", error.code.as_deref(), 64);
+            tell("upstreamTitle", error.title.as_deref(), 128);
+            tell("upstreamDetail", error.detail.as_deref(), 600);
+            tell("upstreamReport", error.report.as_deref(), 600);
+            tell("upstreamRequestId", refusal.request_id.as_deref(), 128);
+            if refusal.status == StatusCode::TOO_MANY_REQUESTS {
+                details.add_quota_failure_violation(
+                    "x-gw-ims-org-id",
+                    "The API accepts 138 batches per minute and user.",
+                );
+            }
+            if row.outcome == Outcome::NotCreated {
+                details.add_help_link("Experience Platform API status codes", API_HELP);
+            }
+        }
+        Failure::Redirected { status, host } => {
+            tell("httpStatus", Some(status.as_str()), 3);
+            tell("redirectHost", host.as_deref(), 253);
+        }
+        Failure::Unusable(answer) => {
+            tell("httpStatus", Some(answer.status.as_str()), 3);
+            tell("batchId", answer.batch_id.as_deref(), 128);
+            tell("location", answer.location.as_deref(), 512);
+            tell("upstreamDetail", Some(&answer.beginning), 600);
+            tell("upstreamRequestId", answer.request_id.as_deref(), 128);
+        }
+        _ => {}
+    }
+    if let Some(delay) = retry_delay(row, failure) {
+        details.set_retry_info(Some(delay));
+        if row.code == Code::ResourceExhausted {
+            metadata.insert(RETRY_PUSHBACK, (delay.as_millis() as u64).into());
+        }
+    }
+    details.set_error_info(row.reason, DOMAIN, info);
+    details.set_request_info(call.request_id.to_str().unwrap_or_default(), "");
+    metadata.insert(REQUEST_ID, call.request_id.clone());
+    build(row, &sentence(failure), details, metadata)
+}
+
+/// The status for a call that the gRPC layer ended before it reached the
+/// service: `code` and `message` are tonic's.
+pub fn from_protocol_error(code: Code, message: &str) -> Status {
+    let row = match code {
+        Code::Unimplemented => &UNSUPPORTED,
+        // Other gRPC libraries say RESOURCE_EXHAUSTED of a message that is too large.
+        Code::OutOfRange | Code::ResourceExhausted => &MESSAGE_TOO_LARGE,
+        _ => &INVALID_REQUEST,
+    };
+    let message = match message {
+        "" => "The method is not known",
+        message => message.trim_end_matches('.'),
+    };
+    let info = HashMap::from([("outcome".to_owned(), row.outcome.to_string())]);
+    let mut details = ErrorDetails::new();
+    details.set_error_info(row.reason, DOMAIN, info);
+    let sentence = format!("{message}. No batch was created.");
+    build(row, &sentence, details, HeaderMap::new())
+}
+
+/// The status for a call of a service that this server does not have.
+pub fn unknown_service() -> Status {
+    from_protocol_error(Code::Unimplemented, "The service is not known")
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that makes a Status"
+)]
+fn build(row: &Row, sentence: &str, details: ErrorDetails, mut metadata: HeaderMap) -> Status {
+    metadata.insert(
+        OUTCOME,
+        http::HeaderValue::from_static(row.outcome.as_str()),
+    );
+    Status::with_error_details_and_metadata(
+        row.code,
+        cut(sentence, 600),
+        details,
+        MetadataMap::from_headers(metadata),
+    )
+}
+
+/// When the call may be tried again, where that may help.
+fn retry_delay(row: &Row, failure: &Failure) -> Option<Duration> {
+    let stated = match failure {
+        Failure::Refused(refusal) => refusal.retry_after,
+        _ => None,
+    };
+    match row.code {
+        Code::Unavailable => Some(stated.unwrap_or(Duration::from_secs(1))),
+        // The API's limit is one per minute, and it may not say how much of it is over.
+        Code::ResourceExhausted => Some(stated.unwrap_or(Duration::from_secs(5))),
+        _ => None,
+    }
+}
+
+/// What happened and what to do, in a sentence or two.
+fn sentence(failure: &Failure) -> String {
+    let what = match failure {
+        Failure::Invalid(violations) | Failure::NoCredentials(violations) => violations
+            .iter()
+            .map(|violation| format!("{} {}", violation.field, violation.description))
+            .collect::<Vec<_>>()
+            .join("; "),
+        Failure::NeverSent(never_sent) => match never_sent {
+            NeverSent::Dns(cause) => format!("The API's host name was not resolved: {cause}"),
+            NeverSent::Connect(cause) => format!("The API could not be reached: {cause}"),
+            NeverSent::ConnectTimeout => "The API did not accept a connection in time".to_owned(),
+            NeverSent::Tls(cause) => format!("TLS with the API failed: {cause}"),
+            NeverSent::Unprocessed(cause) => {
+                format!("The API gave the request back unprocessed: {cause}")
+            }
+            NeverSent::Overloaded => {
+                "The gateway has as many calls in flight as it may have".to_owned()
+            }
+        },
+        Failure::DeadlineBeforeSending => {
+            "The deadline passed before the request was sent".to_owned()
+        }
+        Failure::DeadlineAfterSending => "The deadline passed before the API answered".to_owned(),
+        Failure::TimedOut(limit) => format!("The API did not answer within {limit:?}"),
+        Failure::ConnectionLost(cause) => {
+            format!("The connection broke before the API answered: {cause}")
+        }
+        Failure::Panicked => "The gateway failed".to_owned(),
+        Failure::Redirected { status, host } => {
+            let host = host.as_deref().unwrap_or("nowhere");
+            let status = status.as_u16();
+            format!("The API redirected to {host} (HTTP {status}): check the upstream URL")
+        }
+        Failure::Refused(refusal) => {
+            format!(
+                "The API answered HTTP {}{}",
+                refusal.status.as_u16(),
+                api_text(refusal)
+            )
+        }
+        Failure::Unusable(answer) => {
+            let status = answer.status.as_u16();
+            format!(
+                "The API answered HTTP {status}, but its answer {}",
+                answer.problem
+            )
+        }
+    };
+    let what = cut(what.trim_end_matches(['.', ' ']), 480);
+    let outcome = match row(failure).outcome {
+        Outcome::NotCreated => "No batch was created",
+        Outcome::Unknown => "A batch may have been created: look for it before you try again",
+        Outcome::Created => "The batch was created: do not create it again",
+    };
+    format!("{what}. {outcome}.")
+}
+
+/// `" (403010): Oauth token is missing"`, as far as the API said it.
+fn api_text(refusal: &Refusal) -> String {
+    let error = &refusal.error;
+    let code = error.code.as_deref().map(|code| format!(" ({code})"));
+    let text = error.detail.as_deref().or(error.title.as_deref());
+    let text = text.map(|text| format!(": {text}"));
+    code.unwrap_or_default() + &text.unwrap_or_default()
+}
+
+/// At most `longest` bytes of a text.
+fn cut(text: &str, longest: usize) -> &str {
+    &text[..text.floor_char_boundary(longest)]
+}

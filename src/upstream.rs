@@ -1,0 +1,336 @@
+//! The REST client: one function for each documented call. Returns what
+//! happened, in the words of [`crate::outcome`]; knows nothing of gRPC.
+//!
+//! Every attempt is ours: the HTTP client follows no redirect, keeps no
+//! cookie, decompresses nothing and repeats nothing by itself.
+
+mod error_body;
+mod handover;
+mod quote;
+
+use std::{error::Error, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use reqwest::{Certificate, Response, Url, redirect};
+
+pub use self::handover::Handover;
+use self::quote::Quote;
+use crate::{
+    mapping,
+    outcome::{ApiError, Failure, NeverSent, Refusal, UnusableAnswer},
+    proto::v1::Batch,
+};
+
+/// The most that is read of a 2xx answer. As `extra` it may grow five times
+/// on its way into protobuf, and gRPC clients take 4 MiB by default.
+const LARGEST_ANSWER: usize = 512 * 1024;
+
+/// The most that is read of an error.
+const LARGEST_ERROR: usize = 64 * 1024;
+
+/// How much of an unusable answer is quoted, in bytes.
+const QUOTED: usize = 512;
+
+/// How long an unused connection is kept. Short, because a request that goes
+/// out on a connection which the other side is closing has an unknown outcome.
+const IDLE_CONNECTION: Duration = Duration::from_secs(15);
+
+const USER_AGENT: &str = concat!("aep-batch-gateway/", env!("CARGO_PKG_VERSION"));
+
+/// Which HTTP version is spoken with the API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only; without TLS by prior knowledge.
+    Http2,
+}
+
+/// How the API is reached.
+#[derive(Clone, Debug)]
+pub struct UpstreamOptions {
+    /// The base URL of the Batch Ingestion API, without a slash at the end.
+    pub url: Url,
+    /// A certificate authority that is trusted besides the platform's.
+    pub extra_ca: Vec<Certificate>,
+    /// Which HTTP version is spoken.
+    pub http: HttpVersion,
+    /// How long a connection may take to come about, TLS included.
+    pub connect_timeout: Duration,
+    /// Whether the proxies that the environment names are passed by.
+    pub direct: bool,
+    /// How many unused connections are kept.
+    pub idle_connections: usize,
+}
+
+/// The Batch Ingestion API.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    client: reqwest::Client,
+    batches: Url,
+}
+
+impl Upstream {
+    /// A client. Fails where the platform has no certificate authorities.
+    pub fn new(options: UpstreamOptions) -> Result<Self, reqwest::Error> {
+        let mut client = reqwest::Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            // With a limit of 0 the client does not even copy the request.
+            .retry(reqwest::retry::never().max_retries_per_request(0))
+            .connect_timeout(options.connect_timeout)
+            .pool_idle_timeout(IDLE_CONNECTION)
+            .pool_max_idle_per_host(options.idle_connections)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .http2_keep_alive_timeout(Duration::from_secs(10))
+            .http2_keep_alive_while_idle(true);
+        if !options.extra_ca.is_empty() {
+            client = client.tls_certs_merge(options.extra_ca);
+        }
+        if options.direct {
+            client = client.no_proxy();
+        }
+        client = match options.http {
+            HttpVersion::Auto => client,
+            HttpVersion::Http1 => client.http1_only(),
+            HttpVersion::Http2 => client.http2_prior_knowledge(),
+        };
+        let mut batches = options.url;
+        if let Ok(mut path) = batches.path_segments_mut() {
+            path.pop_if_empty().push("batches");
+        }
+        Ok(Upstream {
+            client: client.build()?,
+            batches,
+        })
+    }
+
+    /// `POST /batches` (Batch Ingestion API reference, "Create a new batch").
+    ///
+    /// `headers` are the call's own; `handover` tells, now and to whoever else
+    /// holds it, whether the request may have been sent.
+    pub async fn create_batch(
+        &self,
+        mut headers: HeaderMap,
+        body: Vec<u8>,
+        handover: &Handover,
+    ) -> Result<Batch, Failure> {
+        let quote = Quote::without_secrets_of(&headers);
+        let json = HeaderValue::from_static("application/json");
+        headers.insert(header::ACCEPT, json.clone());
+        headers.insert(header::CONTENT_TYPE, json);
+
+        let mut request = reqwest::Request::new(Method::POST, self.batches.clone());
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
+
+        match self.client.execute(request).await {
+            Ok(response) => read_answer(response, &quote).await,
+            Err(error) => Err(failure_of(&error, handover)),
+        }
+    }
+}
+
+/// An answer whose status line has arrived. What happened is decided by the
+/// status; the body, even half of one, only explains.
+async fn read_answer(response: Response, quote: &Quote) -> Result<Batch, Failure> {
+    let status = response.status();
+    let headers = response.headers().clone();
+    if status.is_success() {
+        read_success(response, status, &headers, quote).await
+    } else if status.is_redirection() {
+        Err(Failure::Redirected {
+            status,
+            host: redirect_host(&headers, quote),
+        })
+    } else {
+        let (body, _) = read_body(response, LARGEST_ERROR).await;
+        let error = match body.is_empty() {
+            true => ApiError::default(),
+            false => error_body::read(&body, quote),
+        };
+        Err(Failure::Refused(Box::new(Refusal {
+            status,
+            error,
+            retry_after: retry_after(&headers),
+            request_id: upstream_request_id(&headers, quote),
+        })))
+    }
+}
+
+async fn read_success(
+    response: Response,
+    status: StatusCode,
+    headers: &HeaderMap,
+    quote: &Quote,
+) -> Result<Batch, Failure> {
+    let (body, end) = read_body(response, LARGEST_ANSWER).await;
+    let problem = match end {
+        BodyEnd::Complete => match mapping::batch_from_json(&body) {
+            Ok(batch) => return Ok(batch),
+            Err(no_batch) => no_batch.to_string(),
+        },
+        BodyEnd::TooLarge => format!("is larger than {LARGEST_ANSWER} bytes"),
+        BodyEnd::Broken => "is incomplete".to_owned(),
+    };
+    let location = header_text(headers, &header::LOCATION, quote);
+    let batch_id = location.as_deref().and_then(batch_id_of).map(str::to_owned);
+    Err(Failure::Unusable(Box::new(UnusableAnswer {
+        status,
+        problem,
+        beginning: quote.bytes(&body[..body.len().min(4 * QUOTED)], QUOTED),
+        location,
+        batch_id,
+        request_id: upstream_request_id(headers, quote),
+    })))
+}
+
+enum BodyEnd {
+    Complete,
+    TooLarge,
+    Broken,
+}
+
+/// Reads at most `largest` bytes.
+async fn read_body(mut response: Response, largest: usize) -> (Bytes, BodyEnd) {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > largest => {
+                body.extend_from_slice(&chunk[..largest - body.len()]);
+                return (body.into(), BodyEnd::TooLarge);
+            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return (body.into(), BodyEnd::Complete),
+            Err(_) => return (body.into(), BodyEnd::Broken),
+        }
+    }
+}
+
+/// What an error means for which no status line has arrived.
+fn failure_of(error: &reqwest::Error, handover: &Handover) -> Failure {
+    let cause = innermost(error);
+    if handover.revoke() {
+        Failure::NeverSent(if error.is_dns() {
+            NeverSent::Dns(cause)
+        } else if find::<rustls::Error>(error).is_some() {
+            NeverSent::Tls(cause)
+        } else if error.is_timeout() {
+            NeverSent::ConnectTimeout
+        } else {
+            NeverSent::Connect(cause)
+        })
+    } else if find::<h2::Error>(error).is_some_and(is_unprocessed) {
+        Failure::NeverSent(NeverSent::Unprocessed(cause))
+    } else {
+        Failure::ConnectionLost(cause)
+    }
+}
+
+/// Whether the peer declared that it did not process the request (RFC 9113,
+/// sections 8.7 and 6.8: REFUSED_STREAM, or a stream above GOAWAY's last one).
+fn is_unprocessed(error: &h2::Error) -> bool {
+    error.is_remote()
+        && (error.is_go_away()
+            || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
+}
+
+/// The first cause of type `T`, also inside of an `io::Error`.
+fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    causes(error).find_map(|cause| cause.downcast_ref())
+}
+
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    // A reqwest::Error would show the URL.
+    causes(error)
+        .filter(|cause| !cause.is::<reqwest::Error>())
+        .last()
+        .map_or_else(|| "no cause is known".to_owned(), |cause| cause.to_string())
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let inside = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(|io| io.get_ref());
+        match inside {
+            Some(inside) => Some(inside as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let delay = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value)
+            .ok()?
+            .duration_since(std::time::SystemTime::now())
+            .unwrap_or_default(),
+    };
+    Some(delay.min(LONGEST))
+}
+
+fn header_text(headers: &HeaderMap, name: &header::HeaderName, quote: &Quote) -> Option<String> {
+    Some(quote.bytes(headers.get(name)?.as_bytes(), QUOTED))
+}
+
+fn upstream_request_id(headers: &HeaderMap, quote: &Quote) -> Option<String> {
+    header_text(headers, &crate::credentials::REQUEST_ID, quote)
+}
+
+fn redirect_host(headers: &HeaderMap, quote: &Quote) -> Option<String> {
+    let location = header_text(headers, &header::LOCATION, quote)?;
+    Some(Url::parse(&location).ok()?.host_str()?.to_owned())
+}
+
+/// `…/batches/{id}` → `{id}`.
+fn batch_id_of(location: &str) -> Option<&str> {
+    let (_, id) = location.split_once("/batches/")?;
+    let id = id.split(['?', '#']).next()?.trim_end_matches('/');
+    (!id.is_empty() && !id.contains('/')).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_in_both_forms() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", value.parse().expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(of("99999999999"), Some(Duration::from_secs(86400)));
+        assert_eq!(of("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = std::time::SystemTime::now() + Duration::from_secs(60);
+        let delay = of(&httpdate::fmt_http_date(soon)).expect("a date");
+        assert!((58..=60).contains(&delay.as_secs()), "{delay:?}");
+        for odd in ["", "-1", "soon"] {
+            assert_eq!(of(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn the_batch_id_in_a_location() {
+        for (location, id) in [
+            ("/data/foundation/catalog/batches/5d01", Some("5d01")),
+            ("https://host/batches/5d01/?x=1", Some("5d01")),
+            ("/batches/", None),
+            ("/batches/5d01/files", None),
+            ("/other", None),
+        ] {
+            assert_eq!(batch_id_of(location), id, "{location}");
+        }
+    }
+}
