@@ -122,7 +122,7 @@ pub fn run() -> ExitCode {
 fn command() -> Command {
     WITH_SETTINGS.into_iter().fold(Cli::command(), |cli, name| {
         cli.mut_subcommand(name, |command| {
-            let command = command.mut_args(|arg| {
+            let command = command.args_override_self(true).mut_args(|arg| {
                 let variable = format!("AEP_GATEWAY_{}", arg.get_id()).to_ascii_uppercase();
                 arg.env(variable)
             });

@@ -453,7 +453,7 @@ mod tests {
             "--listen=nowhere",
             "--admin-listen=9464",
             "--upstream-url=ftp://host",
-            "--catalog-url=https://user:pass@host",
+            "--catalog-url=https://user:hunter2@host",
             "--upstream-ca-file=/nowhere",
             "--upstream-http=3",
             "--connect-timeout=0s",
@@ -496,7 +496,7 @@ mod tests {
             ]
         );
         assert!(!problems.join("\n").contains("sec ret"));
-        assert!(!problems.join("\n").contains("pass"));
+        assert!(!problems.join("\n").contains("hunter2"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod simulator;
 
 pub mod server;
 
+pub mod config;
 pub mod service;
 
 pub mod credentials;
@@ -18,6 +19,5 @@ pub mod status;
 pub mod telemetry;
 pub mod upstream;
 
-pub mod config;
 pub mod outcome;
 pub mod proto;

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use reqwest::Url;
 use serde_json::{Map, Value, json};
+use tokio_stream::StreamExt;
 use uuid::Uuid;
 
 use super::{Fault, Received, State, remember, wire::Connection};
@@ -416,13 +417,18 @@ fn full(status: StatusCode, media_type: &'static str, body: String) -> Answer {
 fn half(batch: &Value) -> Answer {
     let text = batch.to_string();
     let length = text.len();
-    let mut bytes = Bytes::from(text);
-    bytes.truncate(length / 2);
-    let frames = vec![
-        Ok(Frame::data(bytes)),
-        Err(io::Error::from(io::ErrorKind::ConnectionReset)),
-    ];
-    let body = StreamBody::new(tokio_stream::iter(frames));
+    let beginning = Bytes::from(text).slice(..length / 2);
+    let frames = tokio_stream::iter([Some(beginning), None]).then(|frame| async {
+        match frame {
+            Some(bytes) => Ok(Frame::data(bytes)),
+            None => {
+                // What went before must have left, or the whole answer is lost.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Err(io::Error::from(io::ErrorKind::ConnectionReset))
+            }
+        }
+    });
+    let body = StreamBody::new(frames);
     let mut answer = Response::new(BodyExt::boxed(body));
     *answer.status_mut() = StatusCode::CREATED;
     answer

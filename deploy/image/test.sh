@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# Builds the image of the Dockerfile and runs it, without an image registry and
+# without a container daemon: needs root, Rust, and Debian's packages.
+# Takes about 4 GB in $TMPDIR while it runs.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+fail() {
+  echo "FAILED: $*" >&2
+  # What the program said, if it was running.
+  [ -z "${work-}" ] || tail -n 20 "$work/stdout" "$work/stderr" >&2 2> /dev/null || true
+  exit 1
+}
+step() { echo "== $* (${SECONDS}s)"; }
+is() { # what, value, expected
+  [ "$2" = "$3" ] || fail "$1 is '$2', not '$3'"
+  echo "$1: $2"
+}
+
+missing=()
+for tool in buildah debootstrap curl pgrep:procps readelf:binutils; do
+  command -v "${tool%:*}" > /dev/null || missing+=("${tool#*:}")
+done
+for tool in cargo rustc; do
+  command -v "$tool" > /dev/null || fail "$tool is missing: install Rust"
+done
+[ "$(id -u)" = 0 ] || fail "must run as root; missing packages: ${missing[*]:-none}"
+if [ ${#missing[@]} -gt 0 ]; then
+  step "Installing ${missing[*]}"
+  apt-get update -q
+  DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
+fi
+
+# docker.io/library/rust:VERSION-SUITE
+base=$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)
+suite=${base##*-}
+version=${base##*:} version=${version%-*}
+# A rust-toolchain file is not in the image, so it must not count here either.
+sysroot=$(cd / && rustc --print sysroot)
+case $("$sysroot/bin/rustc" --version) in
+  "rustc $version."*) ;;
+  *) fail "the Dockerfile wants Rust $version, here is $("$sysroot/bin/rustc" --version)" ;;
+esac
+
+work=$(mktemp -d)
+running=
+cleanup() {
+  [ -z "$running" ] || kill -KILL "$running" 2> /dev/null || true
+  rm -rf --one-file-system "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+# The images live and die with the work directory.
+export TMPDIR=$work
+buildah() { command buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs "$@"; }
+
+step "Making a stand-in for $base"
+# What the Rust image has and this build needs. A C compiler: for aws-lc-sys.
+debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates "$suite" "$work/base" \
+  > "$work/debootstrap.log" || { tail -n 20 "$work/debootstrap.log" >&2; fail "debootstrap"; }
+mkdir -p "$work/base/usr/local/cargo/bin"
+cp -a "$sysroot/bin/cargo" "$sysroot/bin/rustc" "$work/base/usr/local/cargo/bin/"
+cp -a "$sysroot/lib" "$work/base/usr/local/cargo/"
+# The crates come through this machine's cargo, with all its settings (mirrors,
+# proxies, certificates), so that the build in the image needs no network.
+cargo vendor --quiet --locked --respect-source-config --versioned-dirs "$work/vendor" > /dev/null
+cat > "$work/base/usr/local/cargo/config.toml" << 'CONFIG'
+[source.crates-io]
+replace-with = "vendor"
+[source.vendor]
+directory = "/vendor"
+CONFIG
+container=$(buildah from scratch)
+buildah add --quiet "$container" "$work/base" / > /dev/null
+buildah config --env CARGO_HOME=/usr/local/cargo \
+  --env PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
+buildah commit --quiet --rm "$container" "$base" > /dev/null
+rm -rf "$work/base"
+
+step "Building the Dockerfile"
+# Docker's format, because OCI's has no HEALTHCHECK.
+buildah bud --isolation chroot --pull-never --format docker \
+  --volume "$work/vendor:/vendor:ro" --tag gateway . 2>&1
+
+step "Looking at the image"
+config() { buildah inspect --type image --format "{{json .Docker.Config.$1}}" gateway; }
+is User "$(config User)" '"65532:65532"'
+is ExposedPorts "$(config ExposedPorts)" '{"50051/tcp":{},"9464/tcp":{}}'
+is Healthcheck "$(config Healthcheck.Test)" '["CMD","/aep-batch-gateway","healthcheck"]'
+is StopSignal "$(config StopSignal)" '"SIGTERM"'
+is Entrypoint "$(config Entrypoint)" '["/aep-batch-gateway"]'
+is Cmd "$(config Cmd)" '["serve"]'
+env=$(config Env)
+[[ $env = *'"AEP_GATEWAY_LISTEN=0.0.0.0:50051"'* ]] || fail "Env is $env"
+[[ $env = *'"AEP_GATEWAY_ADMIN_LISTEN=0.0.0.0:9464"'* ]] || fail "Env is $env"
+echo "Env: $env"
+
+root=$(buildah mount "$(buildah from --pull-never gateway)")
+is Files "$(cd "$root" && find . ! -type d | sort | xargs)" \
+  './LICENSE ./aep-batch-gateway ./etc/ssl/certs/ca-certificates.crt'
+! readelf --program-headers "$root/aep-batch-gateway" | grep INTERP || fail "the program is not static"
+binary=$(stat --format %s "$root/aep-batch-gateway")
+content=$(find "$root" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
+
+# Runs the program as in a container: as the image's user, without privileges,
+# with nothing but the image's files, read-only, and with only these variables.
+in_image() { # variables... arguments...
+  env --ignore-environment PATH="$PATH" unshare --mount --pid --kill-child sh -c '
+    root=$1; shift
+    mount --bind -o ro "$root" "$root"
+    while [ "${1#*=}" != "$1" ]; do export "$1"; shift; done
+    exec chroot --userspec=65532:65532 --groups= "$root" /aep-batch-gateway "$@"
+  ' sh "$root" "$@"
+}
+# Starts a command and sets $listen and $admin. The image's addresses, but free ports.
+start() { # command
+  step "Running $1"
+  : > "$work/stdout"
+  in_image AEP_GATEWAY_LISTEN=0.0.0.0:0 AEP_GATEWAY_ADMIN_LISTEN=0.0.0.0:0 "$1" \
+    > "$work/stdout" 2> "$work/stderr" &
+  running=$!
+  wait_for '"listen":.*"admin":'
+  local line
+  line=$(head -n 1 "$work/stdout")
+  echo "$line"
+  listen=$(sed 's/.*"listen":"\([^"]*\)".*/\1/' <<< "$line")
+  admin=$(sed 's/.*"admin":"\([^"]*\)".*/\1/' <<< "$line")
+}
+wait_for() { # pattern on standard output
+  for _ in {1..100}; do
+    ! grep -q "$1" "$work/stdout" || return 0
+    kill -0 "$running" 2> /dev/null || fail "the program ended"
+    sleep 0.1
+  done
+  fail "no $1 within 10 s"
+}
+# SIGTERM to the program, which as PID 1 has to handle it: the kernel's default is to ignore it.
+stop() {
+  local code=0 program
+  program=$(pgrep --parent "$running")
+  is "PID in the container" "$(awk '/^NSpid:/ { print $NF }' "/proc/$program/status")" 1
+  is "User, group and capabilities" \
+    "$(awk '/^(Uid|Gid|CapEff):/ { print $2 }' "/proc/$program/status" | xargs)" \
+    '65532 65532 0000000000000000'
+  kill -TERM "$program"
+  for _ in {1..50}; do
+    kill -0 "$running" 2> /dev/null || break
+    sleep 0.1
+  done
+  ! kill -0 "$running" 2> /dev/null || fail "still running 5 s after SIGTERM"
+  wait "$running" || code=$?
+  running=
+  is "Exit code after SIGTERM" "$code" 0
+}
+
+start demo
+wait_for BATCH_STATUS_LOADING
+grep -m 1 BATCH_STATUS_LOADING "$work/stdout"
+health=$(in_image AEP_GATEWAY_LISTEN="$listen" healthcheck 2>&1) || fail "healthcheck: $health"
+is healthcheck "$health" SERVING
+is /readyz "$(curl --silent --noproxy '*' --output /dev/null --write-out '%{http_code}' \
+  "http://127.0.0.1:${admin##*:}/readyz")" 200
+stop
+! in_image AEP_GATEWAY_LISTEN="$listen" healthcheck 2> "$work/stderr" \
+  || fail "healthcheck succeeds though nothing runs"
+echo "healthcheck of the stopped gateway: $(cat "$work/stderr")"
+
+# Against the real API's address: it starts only if it finds the CA bundle.
+start serve
+stop
+
+step "Done"
+echo "OK: the image has $content bytes, of which the program has $binary"

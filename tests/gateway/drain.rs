@@ -1,0 +1,83 @@
+//! SIGTERM: health tells first, calls in flight finish, the end comes in time.
+
+use std::time::{Duration, Instant};
+
+use aep_batch_gateway::simulator::Fault;
+use tokio::net::TcpStream;
+use tokio_stream::StreamExt;
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::support::{Gateway, simulator};
+
+#[tokio::test]
+async fn health_flips_and_calls_in_flight_finish() {
+    let upstream = simulator().await;
+    let flags = ["--drain-delay=300ms"];
+    let gateway = Gateway::start(&upstream.import_url(), &flags).await;
+    let mut health = HealthClient::new(gateway.channel());
+    let service = String::new();
+    let watch = health.watch(HealthCheckRequest { service }).await.unwrap();
+    let mut watch = watch.into_inner();
+    let first = watch.next().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
+
+    upstream.meet(Fault::Delay(Duration::from_millis(800)));
+    let (answer, ()) = tokio::join!(gateway.raw(&[]), async {
+        while upstream.received().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gateway.terminate();
+        let told = watch.next().await.unwrap().unwrap();
+        assert_eq!(told.status(), ServingStatus::NotServing);
+        assert_eq!(gateway.page("/readyz").await.0, 503);
+        assert_eq!(gateway.page("/livez").await.0, 200);
+        // Callers who have not heard yet are served: the delay is theirs.
+        assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
+    });
+    assert_eq!(answer.code(), Code::Ok);
+    let (status, log) = gateway.ended().await;
+    assert!(status.success(), "{log}");
+    assert!(log.contains("stopped"), "{log}");
+}
+
+#[tokio::test]
+async fn the_end_comes_in_time_whatever_clients_do() {
+    let upstream = simulator().await;
+    let flags = ["--drain-timeout=500ms"];
+    let gateway = Gateway::start(&upstream.import_url(), &flags).await;
+
+    let silent = TcpStream::connect(&gateway.listen).await.unwrap();
+    let mut health = HealthClient::new(gateway.channel());
+    let service = String::new();
+    let _watch = health.watch(HealthCheckRequest { service }).await.unwrap();
+    upstream.meet(Fault::SilenceAfterCreate);
+    let call = gateway.raw(&[]);
+    tokio::pin!(call);
+    while upstream.batches().is_empty() {
+        let _ = tokio::time::timeout(Duration::from_millis(5), &mut call).await;
+    }
+    let begin = Instant::now();
+    gateway.terminate();
+    let pid_gone = gateway.logs("stopped");
+    pid_gone.await;
+    assert!(begin.elapsed() < Duration::from_secs(3));
+    assert!(gateway.log().contains("drain timeout"), "{}", gateway.log());
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_create_whose_caller_left_is_finished_before_the_end() {
+    let upstream = simulator().await;
+    let gateway = Gateway::start(&upstream.import_url(), &[]).await;
+    upstream.meet(Fault::Delay(Duration::from_millis(500)));
+    let answer = gateway.raw(&[("grpc-timeout", "50m")]).await;
+    assert_eq!(answer.code(), Code::DeadlineExceeded);
+    gateway.terminate();
+    let (status, log) = gateway.ended().await;
+    assert!(status.success());
+    let id = upstream.batches()[0]["id"].as_str().unwrap().to_owned();
+    assert!(log.contains(&id), "{log}");
+}

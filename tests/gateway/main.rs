@@ -1,0 +1,17 @@
+//! The promises, one file each. Every test starts the real binary.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod support;
+
+mod answers;
+mod commands;
+mod deadlines;
+mod documentation;
+mod documented_example;
+mod drain;
+mod layers;
+mod metadata;
+mod server;
+mod statuses;
+mod wire_faults;

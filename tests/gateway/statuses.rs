@@ -1,0 +1,366 @@
+//! The table of statuses, on the wire: code, outcome, reason, and the form
+//! that lets a retry happen only where it is safe.
+
+use std::time::Duration;
+
+use tonic::Code;
+use tonic_types::StatusExt;
+
+use crate::support::{CREDENTIALS, Gateway, Scripted};
+
+const PROBLEM: &str = r#"{"type":"/placeholder/type/uri","status":400,"title":"BadRequestError","detail":"A valid content-type must be specified","report":{"id":"r1"}}"#;
+const NO_TOKEN: &str = r#"{"error_code":"403010","message":"Oauth token is missing."}"#;
+const NO_RIGHT: &str = r#"{"error_code":"403025","message":"Profile is not valid"}"#;
+const HTML: &str = "<html><body>upstream said no</body></html>";
+
+#[tokio::test]
+async fn every_answer_has_its_status() {
+    use Code::*;
+    let no: &[(&str, &str)] = &[];
+    let later = &[("retry-after", "7")];
+    let table = [
+        (
+            "400",
+            no,
+            PROBLEM,
+            InvalidArgument,
+            "NOT_CREATED",
+            "API_INVALID_REQUEST",
+        ),
+        (
+            "411",
+            no,
+            "",
+            InvalidArgument,
+            "NOT_CREATED",
+            "API_INVALID_REQUEST",
+        ),
+        (
+            "413",
+            no,
+            HTML,
+            InvalidArgument,
+            "NOT_CREATED",
+            "API_INVALID_REQUEST",
+        ),
+        (
+            "414",
+            no,
+            "",
+            InvalidArgument,
+            "NOT_CREATED",
+            "API_INVALID_REQUEST",
+        ),
+        (
+            "415",
+            no,
+            "",
+            InvalidArgument,
+            "NOT_CREATED",
+            "API_INVALID_REQUEST",
+        ),
+        (
+            "422",
+            no,
+            "",
+            InvalidArgument,
+            "NOT_CREATED",
+            "API_INVALID_REQUEST",
+        ),
+        (
+            "431",
+            no,
+            "",
+            InvalidArgument,
+            "NOT_CREATED",
+            "API_INVALID_REQUEST",
+        ),
+        (
+            "401",
+            no,
+            "",
+            Unauthenticated,
+            "NOT_CREATED",
+            "API_UNAUTHENTICATED",
+        ),
+        (
+            "403",
+            no,
+            NO_TOKEN,
+            Unauthenticated,
+            "NOT_CREATED",
+            "API_UNAUTHENTICATED",
+        ),
+        (
+            "403",
+            no,
+            NO_RIGHT,
+            PermissionDenied,
+            "NOT_CREATED",
+            "API_PERMISSION_DENIED",
+        ),
+        (
+            "403",
+            no,
+            HTML,
+            PermissionDenied,
+            "NOT_CREATED",
+            "API_PERMISSION_DENIED",
+        ),
+        ("404", no, "", NotFound, "NOT_CREATED", "API_NOT_FOUND"),
+        ("409", no, "", AlreadyExists, "NOT_CREATED", "API_CONFLICT"),
+        (
+            "412",
+            no,
+            "",
+            FailedPrecondition,
+            "NOT_CREATED",
+            "API_PRECONDITION_FAILED",
+        ),
+        (
+            "405",
+            no,
+            "",
+            Unimplemented,
+            "NOT_CREATED",
+            "API_NOT_IMPLEMENTED",
+        ),
+        (
+            "501",
+            no,
+            "",
+            Unimplemented,
+            "NOT_CREATED",
+            "API_NOT_IMPLEMENTED",
+        ),
+        (
+            "429",
+            no,
+            "",
+            ResourceExhausted,
+            "NOT_CREATED",
+            "API_RATE_LIMITED",
+        ),
+        (
+            "402",
+            no,
+            "",
+            FailedPrecondition,
+            "NOT_CREATED",
+            "API_REFUSED",
+        ),
+        (
+            "410",
+            no,
+            "",
+            FailedPrecondition,
+            "NOT_CREATED",
+            "API_REFUSED",
+        ),
+        (
+            "451",
+            no,
+            "",
+            FailedPrecondition,
+            "NOT_CREATED",
+            "API_REFUSED",
+        ),
+        (
+            "503",
+            no,
+            NO_RIGHT,
+            Unavailable,
+            "NOT_CREATED",
+            "API_UNAVAILABLE",
+        ),
+        (
+            "503",
+            later,
+            HTML,
+            Unavailable,
+            "NOT_CREATED",
+            "API_UNAVAILABLE",
+        ),
+        ("503", no, HTML, Unknown, "UNKNOWN", "PROXY_UNAVAILABLE"),
+        ("503", no, "", Unknown, "UNKNOWN", "PROXY_UNAVAILABLE"),
+        ("408", no, "", Unknown, "UNKNOWN", "UPSTREAM_FAILED"),
+        ("500", no, PROBLEM, Unknown, "UNKNOWN", "UPSTREAM_FAILED"),
+        ("502", no, HTML, Unknown, "UNKNOWN", "UPSTREAM_FAILED"),
+        ("504", no, "", Unknown, "UNKNOWN", "UPSTREAM_FAILED"),
+        ("599", later, "", Unknown, "UNKNOWN", "UPSTREAM_FAILED"),
+        (
+            "301",
+            no,
+            "",
+            FailedPrecondition,
+            "NOT_CREATED",
+            "API_REDIRECTED",
+        ),
+        (
+            "307",
+            no,
+            "",
+            FailedPrecondition,
+            "NOT_CREATED",
+            "API_REDIRECTED",
+        ),
+        ("201", no, "", Unknown, "CREATED", "ANSWER_UNUSABLE"),
+        ("200", no, HTML, Unknown, "CREATED", "ANSWER_UNUSABLE"),
+        ("201", no, "{}", Unknown, "CREATED", "ANSWER_UNUSABLE"),
+        ("202", no, "[]", Unknown, "CREATED", "ANSWER_UNUSABLE"),
+        ("204", no, "", Unknown, "CREATED", "ANSWER_UNUSABLE"),
+    ];
+    for (status, headers, body, code, outcome, reason) in table {
+        let upstream = Scripted::answering(status, headers, body).await;
+        let gateway = Gateway::start(&upstream.url(), &[]).await;
+        let answer = gateway.raw(&[]).await;
+
+        let what = format!("{status} {body}: {answer:?}");
+        assert_eq!(answer.code(), code, "{what}");
+        assert_eq!(answer.outcome(), outcome, "{what}");
+        assert_eq!(answer.reason(), reason, "{what}");
+        assert_eq!(answer.info("httpStatus").as_deref(), Some(status), "{what}");
+        assert_eq!(answer.trailers_only, outcome == "NOT_CREATED", "{what}");
+        assert_eq!(upstream.requests().len(), 1, "{what}");
+        assert!(answer.status().get_details_request_info().is_some());
+        let retry = answer.status().get_details_retry_info();
+        let may_retry = matches!(code, Unavailable | ResourceExhausted);
+        assert_eq!(retry.is_some(), may_retry, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_be_repeated_has_headers_first() {
+    let upstream = Scripted::answering("502", &[], HTML).await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let answer = gateway.raw(&[("x-request-id", "mine")]).await;
+    assert!(!answer.trailers_only);
+    assert_eq!(answer.http_status, 200);
+    assert_eq!(answer.headers["content-type"], "application/grpc");
+    assert_eq!(answer.headers["aep-batch-outcome"], "UNKNOWN");
+    assert_eq!(answer.headers["x-request-id"], "mine");
+    assert!(!answer.headers.contains_key("grpc-status"));
+    assert!(answer.message.is_empty());
+    assert_eq!(answer.trailers["grpc-status"], "2");
+    assert_eq!(answer.trailers["aep-batch-outcome"], "UNKNOWN");
+    assert!(answer.trailers.contains_key("grpc-status-details-bin"));
+}
+
+#[tokio::test]
+async fn the_api_s_own_words_are_told() {
+    let headers = [("x-request-id", "theirs")];
+    let upstream = Scripted::answering("400", &headers, PROBLEM).await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let answer = gateway.raw(&[]).await;
+    assert_eq!(
+        answer.status().message(),
+        "The API answered HTTP 400: A valid content-type must be specified. No batch was created."
+    );
+    assert_eq!(
+        answer.info("upstreamTitle").as_deref(),
+        Some("BadRequestError")
+    );
+    assert_eq!(
+        answer.info("upstreamReport").as_deref(),
+        Some(r#"{"id":"r1"}"#)
+    );
+    assert_eq!(answer.info("upstreamRequestId").as_deref(), Some("theirs"));
+
+    let upstream = Scripted::answering("403", &[], NO_TOKEN).await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let answer = gateway.raw(&[]).await;
+    assert_eq!(answer.info("upstreamErrorCode").as_deref(), Some("403010"));
+    assert!(
+        answer
+            .status()
+            .message()
+            .contains("(403010): Oauth token is missing")
+    );
+}
+
+#[tokio::test]
+async fn a_rate_limit_says_when_to_come_back() {
+    let upstream = Scripted::answering("429", &[("retry-after", "7")], "").await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let answer = gateway.raw(&[]).await;
+    let status = answer.status();
+    let retry = status.get_details_retry_info().unwrap();
+    assert_eq!(retry.retry_delay, Some(Duration::from_secs(7)));
+    assert!(status.get_details_quota_failure().is_some());
+    assert_eq!(answer.trailers["grpc-retry-pushback-ms"], "7000");
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let elsewhere = Scripted::answering("201", &[], r#"{"id":"b"}"#).await;
+    let upstream = Scripted::answering("302", &[("location", &elsewhere.url())], "").await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let answer = gateway.raw(&[]).await;
+    assert_eq!(answer.reason(), "API_REDIRECTED");
+    assert_eq!(answer.info("redirectHost").as_deref(), Some("127.0.0.1"));
+    assert_eq!(upstream.requests().len(), 1);
+    assert_eq!(elsewhere.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_created_batch_is_named_even_if_its_answer_is_lost() {
+    let location = [("location", "/data/foundation/catalog/batches/5d01")];
+    let upstream = Scripted::answering("201", &location, "").await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let answer = gateway.raw(&[]).await;
+    assert_eq!(answer.outcome(), "CREATED");
+    assert_eq!(answer.info("batchId").as_deref(), Some("5d01"));
+    assert_eq!(answer.info("location").as_deref(), Some(location[0].1));
+}
+
+#[tokio::test]
+async fn the_metadata_of_an_error_stays_small_whatever_the_api_says() {
+    let long = "é\u{1f600}\\\"".repeat(100_000);
+    let problem = serde_json::json!({
+        "status": 400, "title": long, "detail": long, "report": { "x": long }, "code": long,
+    });
+    let id = "i".repeat(5000);
+    let headers = [("x-request-id", id.as_str()), ("location", id.as_str())];
+    let request_id = "r".repeat(128);
+    for (status, body) in [
+        ("400", problem.to_string()),
+        ("400", long.clone()),
+        ("500", long.clone()),
+        ("429", problem.to_string()),
+        ("201", long.clone()),
+        ("302", String::new()),
+    ] {
+        let upstream = Scripted::answering(status, &headers, &body).await;
+        let gateway = Gateway::start(&upstream.url(), &[]).await;
+        let answer = gateway.raw(&[("x-request-id", &request_id)]).await;
+        let size = answer.metadata_size();
+        assert!(size < 8192, "{status}: {size}");
+        assert!(answer.code() != Code::Ok);
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_the_api_repeats_are_redacted() {
+    let echo: String = CREDENTIALS
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\n"))
+        .collect();
+    let problem = serde_json::json!({ "title": echo, "status": 400, "detail": echo }).to_string();
+    for (status, body) in [("400", &problem), ("500", &echo), ("200", &echo)] {
+        let upstream = Scripted::answering(status, &[("location", "/s3cret-key")], body).await;
+        let gateway = Gateway::start(&upstream.url(), &["--log-level=trace"]).await;
+        let answer = gateway.raw(&[]).await;
+        let status = answer.status();
+        let details = status.get_error_details();
+        let shown = format!("{status:?} {details:?}");
+        assert!(shown.contains("[redacted]"), "{shown}");
+        assert!(
+            shown.contains("5C1328435BF324E90A49402A@AdobeOrg"),
+            "{shown}"
+        );
+        assert!(!shown.contains("s3cret"), "{shown}");
+        gateway.terminate();
+        let (_, log) = gateway.ended().await;
+        assert!(!log.contains("s3cret"), "{log}");
+    }
+}

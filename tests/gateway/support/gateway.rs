@@ -1,0 +1,302 @@
+//! The gateway as a user has it: the binary, its flags, and a gRPC client.
+
+use std::{
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use aep_batch_gateway::proto::v1::{
+    Batch, CreateBatchRequest, batch_service_client::BatchServiceClient,
+};
+use bytes::{BufMut, Bytes};
+use http::{HeaderMap, HeaderValue};
+use prost::Message;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    task::JoinHandle,
+    time::timeout,
+};
+use tonic::{
+    Code, Request, Status,
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+
+/// What nothing here may take longer than.
+const LONG: Duration = Duration::from_secs(20);
+
+pub(crate) const CREDENTIALS: [(&str, &str); 4] = [
+    ("authorization", "Bearer s3cret-token"),
+    ("x-api-key", "s3cret-key"),
+    ("x-gw-ims-org-id", "5C1328435BF324E90A49402A@AdobeOrg"),
+    ("x-sandbox-name", "prod"),
+];
+
+/// A request with only a dataset.
+pub(crate) fn request() -> CreateBatchRequest {
+    CreateBatchRequest {
+        dataset_id: "5c8c3c555033b814b69f947f".to_owned(),
+        ..Default::default()
+    }
+}
+
+/// A running gateway. Killed when it is dropped.
+pub(crate) struct Gateway {
+    child: Child,
+    /// Where it takes gRPC calls.
+    pub(crate) listen: String,
+    /// Where its admin pages are.
+    pub(crate) admin: String,
+    log: Arc<Mutex<String>>,
+    log_reader: JoinHandle<()>,
+}
+
+impl Gateway {
+    /// The program, with nothing of this machine's environment that matters.
+    pub(crate) fn command(arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aep-batch-gateway"));
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"] {
+            command.env_remove(name).env_remove(name.to_lowercase());
+        }
+        command.args(arguments).kill_on_drop(true);
+        command
+    }
+
+    /// `serve` on free ports, in front of `upstream`.
+    pub(crate) async fn start(upstream: &str, flags: &[&str]) -> Self {
+        let mut arguments = vec![
+            "serve",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--upstream-url",
+            upstream,
+        ];
+        arguments.extend(flags);
+        Self::spawn(Self::command(&arguments)).await
+    }
+
+    pub(crate) async fn spawn(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let log_reader = tokio::spawn({
+            let log = log.clone();
+            async move {
+                while let Ok(Some(line)) = stderr.next_line().await {
+                    let mut log = log.lock().unwrap();
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            }
+        });
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        timeout(LONG, stdout.read_line(&mut line))
+            .await
+            .unwrap()
+            .unwrap();
+        let line: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("no first line: {}", log.lock().unwrap()));
+        // The pipe must stay open, or the next line ends the gateway.
+        tokio::spawn(async move { stdout.read_to_end(&mut Vec::new()).await });
+        Gateway {
+            child,
+            listen: line["listen"].as_str().unwrap().to_owned(),
+            admin: line["admin"].as_str().unwrap().to_owned(),
+            log,
+            log_reader,
+        }
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        let target = match self.listen.starts_with("unix:") {
+            true => self.listen.clone(),
+            false => format!("http://{}", self.listen),
+        };
+        Endpoint::from_shared(target).unwrap().connect_lazy()
+    }
+
+    /// `CreateBatch` with good credentials.
+    pub(crate) async fn create(&self, message: CreateBatchRequest) -> Result<Batch, Status> {
+        let mut metadata = HeaderMap::new();
+        for (name, value) in CREDENTIALS {
+            metadata.insert(name, HeaderValue::from_static(value));
+        }
+        let metadata = MetadataMap::from_headers(metadata);
+        let request = Request::from_parts(metadata, Default::default(), message);
+        let mut client = BatchServiceClient::new(self.channel());
+        let answer = timeout(LONG, client.create_batch(request)).await.unwrap()?;
+        Ok(answer.into_inner().batch.unwrap())
+    }
+
+    /// `CreateBatch` frame by frame, with good credentials and more metadata.
+    pub(crate) async fn raw(&self, metadata: &[(&str, &str)]) -> RawAnswer {
+        let metadata = [&CREDENTIALS, metadata].concat();
+        let path = "/aep.ingestion.v1.BatchService/CreateBatch";
+        self.raw_call(path, &metadata, &frame(&request())).await
+    }
+
+    /// Any call, frame by frame.
+    pub(crate) async fn raw_call(
+        &self,
+        path: &str,
+        metadata: &[(&str, &str)],
+        body: &[u8],
+    ) -> RawAnswer {
+        let mut request =
+            http::Request::post(format!("http://{}{path}", self.listen)).header("te", "trailers");
+        if !metadata.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/grpc");
+        }
+        for (name, value) in metadata {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).unwrap();
+        timeout(LONG, raw_call(&self.listen, request, body))
+            .await
+            .unwrap()
+    }
+
+    /// A page of the admin listener: status and text.
+    pub(crate) async fn page(&self, path: &str) -> (u16, String) {
+        let url = format!("http://{}{path}", self.admin);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.get(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Waits until its log has `text`.
+    pub(crate) async fn logs(&self, text: &str) {
+        let appears = async {
+            while !self.log().contains(text) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(LONG, appears).await.is_err() {
+            panic!("{text} is not in {}", self.log());
+        }
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let pid = self.child.id().unwrap().to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-TERM", &pid])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Waits for its end: how it ended, and all that it logged.
+    pub(crate) async fn ended(mut self) -> (ExitStatus, String) {
+        let status = timeout(LONG, self.child.wait()).await.unwrap().unwrap();
+        timeout(LONG, self.log_reader).await.unwrap().unwrap();
+        let log = self.log.lock().unwrap().clone();
+        (status, log)
+    }
+}
+
+/// A message in gRPC's framing.
+pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
+    let mut framed = vec![0];
+    framed.put_u32(message.encoded_len() as u32);
+    message.encode(&mut framed).unwrap();
+    framed
+}
+
+async fn raw_call(address: &str, request: http::Request<()>, body: &[u8]) -> RawAnswer {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    client = client.ready().await.unwrap();
+    let (response, mut sender) = client.send_request(request, false).unwrap();
+    sender
+        .send_data(Bytes::copy_from_slice(body), true)
+        .unwrap();
+    let response = response.await.unwrap();
+    let (head, mut body) = response.into_parts();
+    let trailers_only = body.is_end_stream();
+    let mut message = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        message.extend_from_slice(&data);
+        let _ = body.flow_control().release_capacity(data.len());
+    }
+    let trailers = match trailers_only {
+        true => head.headers.clone(),
+        false => body.trailers().await.unwrap().unwrap_or_default(),
+    };
+    RawAnswer {
+        http_status: head.status.as_u16(),
+        trailers_only,
+        headers: head.headers,
+        message,
+        trailers,
+    }
+}
+
+/// An answer as it stood on the wire.
+#[derive(Debug)]
+pub(crate) struct RawAnswer {
+    pub(crate) http_status: u16,
+    /// Whether all was one HEADERS frame, which clients and meshes may retry.
+    pub(crate) trailers_only: bool,
+    pub(crate) headers: HeaderMap,
+    pub(crate) message: Vec<u8>,
+    pub(crate) trailers: HeaderMap,
+}
+
+impl RawAnswer {
+    pub(crate) fn status(&self) -> Status {
+        Status::from_header_map(&self.trailers).expect("a grpc-status")
+    }
+
+    pub(crate) fn code(&self) -> Code {
+        self.status().code()
+    }
+
+    /// `aep-batch-outcome`, from where the form of the answer has it.
+    pub(crate) fn outcome(&self) -> &str {
+        self.trailers["aep-batch-outcome"].to_str().unwrap()
+    }
+
+    /// `ErrorInfo`: the reason, and one value of its metadata.
+    pub(crate) fn reason(&self) -> String {
+        let status = self.status();
+        let info = status.get_details_error_info().expect("an ErrorInfo");
+        assert_eq!(info.domain, "aep-batch-gateway");
+        assert_eq!(info.metadata["outcome"], self.outcome());
+        info.reason
+    }
+
+    pub(crate) fn info(&self, key: &str) -> Option<String> {
+        let info = self.status().get_details_error_info()?;
+        info.metadata.get(key).cloned()
+    }
+
+    /// What HTTP/2 counts for the metadata (RFC 9113, section 6.5.2).
+    pub(crate) fn metadata_size(&self) -> usize {
+        let size = |map: &HeaderMap| -> usize {
+            map.iter()
+                .map(|(name, value)| name.as_str().len() + value.len() + 32)
+                .sum()
+        };
+        match self.trailers_only {
+            true => size(&self.headers),
+            false => size(&self.headers) + size(&self.trailers),
+        }
+    }
+}
