@@ -14,23 +14,31 @@ fn readme() -> String {
 #[test]
 fn every_reason_is_documented() {
     let readme = readme();
+    let proto = include_str!("../../proto/aep/ingestion/v1/batch_service.proto");
     for row in status::TABLE {
-        let code = format!("{:?}", row.code);
-        let mut name = String::new();
-        for c in code.chars() {
-            if c.is_uppercase() && !name.is_empty() {
-                name.push('_');
-            }
-            name.push(c.to_ascii_uppercase());
-        }
-        let line = format!("| `{}` | {name} | {} |", row.reason, row.outcome);
+        let code = code_name(row.code);
+        let line = format!("| `{}` | {code} | {} |", row.reason, row.outcome);
         assert!(readme.contains(&line), "the README lacks {line}");
+        let item = format!("{} ({code})", row.reason);
+        assert!(proto.contains(&item), "the proto lacks {item}");
     }
-    let documented = readme.lines().filter(|line| {
-        line.starts_with("| `") && line.contains("CREATED |")
-            || line.contains("| UNKNOWN | UNKNOWN |")
-    });
-    assert!(documented.count() >= status::TABLE.len());
+    let outcomes = ["NOT_CREATED |", "UNKNOWN |", "CREATED |"];
+    let documented = readme
+        .lines()
+        .filter(|line| line.starts_with("| `") && outcomes.iter().any(|o| line.contains(o)));
+    assert_eq!(documented.count(), status::TABLE.len());
+}
+
+/// `InvalidArgument` → `INVALID_ARGUMENT`.
+fn code_name(code: tonic::Code) -> String {
+    let mut name = String::new();
+    for c in format!("{code:?}").chars() {
+        if c.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(c.to_ascii_uppercase());
+    }
+    name
 }
 
 #[tokio::test]

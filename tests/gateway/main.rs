@@ -14,4 +14,5 @@ mod layers;
 mod metadata;
 mod server;
 mod statuses;
+mod upstream;
 mod wire_faults;
