@@ -25,7 +25,7 @@ use tonic_health::pb::{
 
 use crate::{
     config::{Listen, Settings},
-    proto::DESCRIPTOR_SET,
+    proto::full_descriptor_set,
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
     telemetry,
@@ -243,8 +243,8 @@ fn connect(listen: &Listen) -> io::Result<Channel> {
 
 fn write_descriptor(descriptor: Descriptor) -> ExitCode {
     let written = match &descriptor.output {
-        Some(file) => fs::write(file, DESCRIPTOR_SET),
-        None => io::stdout().write_all(DESCRIPTOR_SET),
+        Some(file) => fs::write(file, full_descriptor_set()),
+        None => io::stdout().write_all(&full_descriptor_set()),
     };
     exit_code(written.map(|()| ExitCode::SUCCESS))
 }

@@ -83,16 +83,17 @@ buildah bud --isolation chroot --pull-never --format docker \
   --volume "$work/vendor:/vendor:ro" --tag gateway . 2>&1
 
 step "Looking at the image"
-config() { buildah inspect --type image --format "{{json .Docker.Config.$1}}" gateway; }
+config() { buildah inspect --type image --format "{{printf \"%q\" .Docker.Config.$1}}" gateway; }
 is User "$(config User)" '"65532:65532"'
-is ExposedPorts "$(config ExposedPorts)" '{"50051/tcp":{},"9464/tcp":{}}'
-is Healthcheck "$(config Healthcheck.Test)" '["CMD","/aep-batch-gateway","healthcheck"]'
+is ExposedPorts "$(config ExposedPorts)" 'map["50051/tcp":{} "9464/tcp":{}]'
+is Healthcheck "$(config Healthcheck.Test)" '["CMD" "/aep-batch-gateway" "healthcheck"]'
 is StopSignal "$(config StopSignal)" '"SIGTERM"'
 is Entrypoint "$(config Entrypoint)" '["/aep-batch-gateway"]'
 is Cmd "$(config Cmd)" '["serve"]'
 env=$(config Env)
-[[ $env = *'"AEP_GATEWAY_LISTEN=0.0.0.0:50051"'* ]] || fail "Env is $env"
-[[ $env = *'"AEP_GATEWAY_ADMIN_LISTEN=0.0.0.0:9464"'* ]] || fail "Env is $env"
+for variable in AEP_GATEWAY_LISTEN=0.0.0.0:50051 AEP_GATEWAY_ADMIN_LISTEN=0.0.0.0:9464; do
+  [[ $env = *"\"$variable\""* ]] || fail "Env is $env, without $variable"
+done
 echo "Env: $env"
 
 root=$(buildah mount "$(buildah from --pull-never gateway)")

@@ -13,7 +13,6 @@ use prost_types::{Struct, Timestamp};
 use super::json::{Json, one_or_list};
 use crate::proto::v1::{
     AvailableDates, Batch, BatchError, BatchStatus, InputFormat, RelatedObject, Replay, TagValues,
-    input_format::Format,
 };
 
 /// Why an answer is not a batch.
@@ -132,18 +131,7 @@ fn read_id(id: &mut String, json: Json<'_>) -> bool {
 
 fn read_input_format(format: &mut InputFormat, name: &str, json: Json<'_>) -> bool {
     match name {
-        "format" => {
-            // The reference has `JSON`, `Parquet`, `CSV`; every example is in lower case.
-            let word = json.string().unwrap_or_default().to_ascii_lowercase();
-            let known = match word.as_str() {
-                "json" => Format::Json,
-                "parquet" => Format::Parquet,
-                "csv" => Format::Csv,
-                _ => Format::Unspecified,
-            };
-            format.set_format(known);
-            known != Format::Unspecified
-        }
+        "format" => put(&mut format.format, json.string()),
         "isMultiLineJson" => put(&mut format.is_multi_line_json, boolean(json)),
         "delimiter" => put(&mut format.delimiter, json.string()),
         "quote" => put(&mut format.quote, json.string()),
@@ -562,7 +550,7 @@ mod tests {
             ));
             let format = batch.input_format.expect("a format");
             assert_eq!(format.header, Some(true));
-            assert_eq!(format.format(), Format::Csv);
+            assert_eq!(format.format(), "CSV");
             assert_eq!(batch.extra, None);
         }
         let metrics = r#"[{"failedRecordCount":"0,"}]"#;
@@ -574,7 +562,7 @@ mod tests {
     #[test]
     fn what_is_held_in_part_is_kept_whole() {
         for (name, value) in [
-            ("inputFormat", r#"{"format":"avro","header":true}"#),
+            ("inputFormat", r#"{"format":7,"header":true}"#),
             ("inputFormat", r#"{"format":"csv","new":[1]}"#),
             ("inputFormat", r#"{"format":"csv","format":"json"}"#),
             (

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     outcome::Violation,
-    proto::v1::{CreateBatchRequest, InputFormat, Replay, TagValues, input_format::Format},
+    proto::v1::{CreateBatchRequest, InputFormat, Replay, TagValues},
 };
 
 /// The body of `POST /batches` (Batch Ingestion API reference, schema
@@ -33,7 +33,7 @@ struct IngestBatch<'a> {
 #[serde(rename_all = "camelCase")]
 struct InputFormatJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    format: Option<&'static str>,
+    format: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     is_multi_line_json: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,10 +79,6 @@ pub fn create_batch_json(request: &CreateBatchRequest) -> Result<Vec<u8>, Vec<Vi
     if request.dataset_id.is_empty() {
         refuse("dataset_id", "is required: the id of a dataset");
     }
-    let format = request.input_format.as_ref().map(|f| f.format);
-    if format.is_some_and(|format| Format::try_from(format).is_err()) {
-        refuse("input_format.format", "is not a known format");
-    }
     let percentage = request.partial_ingestion_percentage;
     if percentage.is_some_and(|percentage| !(0.0..=100.0).contains(&percentage)) {
         refuse(
@@ -114,13 +110,7 @@ pub fn create_batch_json(request: &CreateBatchRequest) -> Result<Vec<u8>, Vec<Vi
 
 fn input_format_json(format: &InputFormat) -> InputFormatJson<'_> {
     InputFormatJson {
-        // Every example of the documentation has the word in lower case.
-        format: match format.format() {
-            Format::Unspecified => None,
-            Format::Json => Some("json"),
-            Format::Parquet => Some("parquet"),
-            Format::Csv => Some("csv"),
-        },
+        format: format.format.as_deref(),
         is_multi_line_json: format.is_multi_line_json,
         delimiter: format.delimiter.as_deref(),
         quote: format.quote.as_deref(),
@@ -183,7 +173,7 @@ mod tests {
             ),
             (
                 format(InputFormat {
-                    format: Format::Json.into(),
+                    format: Some("json".to_owned()),
                     is_multi_line_json: Some(true),
                     ..Default::default()
                 }),
@@ -191,7 +181,7 @@ mod tests {
             ),
             (
                 format(InputFormat {
-                    format: Format::Csv.into(),
+                    format: Some("csv".to_owned()),
                     is_multi_line_json: None,
                     delimiter: Some("\t".to_owned()),
                     quote: Some("\"".to_owned()),
@@ -204,10 +194,10 @@ mod tests {
             ),
             (
                 format(InputFormat {
-                    format: Format::Parquet.into(),
+                    format: Some("Parquet".to_owned()),
                     ..Default::default()
                 }),
-                r#"{"datasetId":"d","inputFormat":{"format":"parquet"}}"#,
+                r#"{"datasetId":"d","inputFormat":{"format":"Parquet"}}"#,
             ),
             (
                 CreateBatchRequest {
@@ -261,23 +251,12 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_named() {
         let bad = CreateBatchRequest {
-            input_format: Some(InputFormat {
-                format: 99,
-                ..Default::default()
-            }),
             partial_ingestion_percentage: Some(f64::NAN),
             ..Default::default()
         };
         let violations = create_batch_json(&bad).expect_err("a bad request");
         let fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
-        assert_eq!(
-            fields,
-            [
-                "dataset_id",
-                "input_format.format",
-                "partial_ingestion_percentage"
-            ]
-        );
+        assert_eq!(fields, ["dataset_id", "partial_ingestion_percentage"]);
         for percentage in [-0.1, 100.1, f64::INFINITY] {
             let bad = CreateBatchRequest {
                 partial_ingestion_percentage: Some(percentage),

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Output};
 
-use aep_batch_gateway::proto::DESCRIPTOR_SET;
+use aep_batch_gateway::proto::full_descriptor_set;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -100,7 +100,7 @@ async fn healthcheck_of_nobody_fails() {
 
 #[tokio::test]
 async fn descriptor_writes_the_descriptors() {
-    assert_eq!(run(&["descriptor"]).await.stdout, DESCRIPTOR_SET);
+    assert_eq!(run(&["descriptor"]).await.stdout, full_descriptor_set());
 }
 
 #[tokio::test]

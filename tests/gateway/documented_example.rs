@@ -3,7 +3,6 @@
 
 use aep_batch_gateway::proto::v1::{
     Batch, BatchStatus, CreateBatchRequest, InputFormat, RelatedObject, TagValues,
-    input_format::Format,
 };
 use prost_types::Timestamp;
 
@@ -95,7 +94,7 @@ async fn the_documented_request_gets_the_documented_answer() {
         external_id: text("5d01230fc78a4e4f8c0c6b387b4b8d1c"),
         created_client: text("{CREATED_CLIENT}"),
         input_format: Some(InputFormat {
-            format: Format::Parquet.into(),
+            format: text("parquet"),
             ..Default::default()
         }),
         ..Default::default()

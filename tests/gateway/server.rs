@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use aep_batch_gateway::proto::DESCRIPTOR_SET;
+use aep_batch_gateway::proto::full_descriptor_set;
 use tokio_stream::StreamExt;
 use tonic::{Code, codec::CompressionEncoding};
 use tonic_health::pb::{
@@ -73,7 +73,7 @@ async fn reflection_in_both_versions() {
 #[test]
 fn the_descriptors_are_complete() {
     use prost::Message;
-    let set = prost_types::FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap();
+    let set = prost_types::FileDescriptorSet::decode(&full_descriptor_set()[..]).unwrap();
     let names: Vec<_> = set.file.iter().map(|file| file.name()).collect();
     assert_eq!(
         names,
@@ -81,6 +81,10 @@ fn the_descriptors_are_complete() {
             "google/protobuf/struct.proto",
             "google/protobuf/timestamp.proto",
             "aep/ingestion/v1/batch_service.proto",
+            "google/protobuf/any.proto",
+            "status.proto",
+            "google/protobuf/duration.proto",
+            "error_details.proto",
         ]
     );
     assert!(set.file[2].source_code_info.is_some());

@@ -1,0 +1,82 @@
+// Creates a batch through the gateway: create-batch [ADDRESS [DATASET_ID]]
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	pb "example.com/create-batch/gen/aep/ingestion/v1"
+)
+
+// UNAVAILABLE is the one code that is safe to repeat.
+const serviceConfig = `{"methodConfig": [{
+	"name": [{"service": "aep.ingestion.v1.BatchService"}],
+	"retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.5s", "maxBackoff": "5s",
+		"backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
+}]}`
+
+var advice = map[string]string{
+	"NOT_CREATED": "Nothing was created: the call may be repeated.",
+	"UNKNOWN":     "A batch may exist: look for it before you repeat the call.",
+	"CREATED":     "The batch exists: do not create it again.",
+}
+
+func main() {
+	conn, err := grpc.NewClient(argument(1, "127.0.0.1:50051"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultServiceConfig(serviceConfig))
+	if err != nil {
+		fail(err)
+	}
+	// Waits longer than the gateway does, which then can say what happened.
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	defer cancel()
+	ctx = metadata.AppendToOutgoingContext(ctx,
+		"authorization", "Bearer "+environment("AEP_TOKEN", "demo"),
+		"x-api-key", environment("AEP_API_KEY", "demo"),
+		"x-gw-ims-org-id", environment("AEP_ORG_ID", "demo@AdobeOrg"),
+		"x-sandbox-name", environment("AEP_SANDBOX", "prod"))
+	request := &pb.CreateBatchRequest{DatasetId: argument(2, "5c8c3c555033b814b69f947f")}
+	answer, err := pb.NewBatchServiceClient(conn).CreateBatch(ctx, request)
+	if err != nil {
+		fail(err)
+	}
+	fmt.Println(answer.Batch.Id, answer.Batch.Status)
+}
+
+// fail says what failed, whether a batch exists, and what to do.
+func fail(err error) {
+	failure := status.Convert(err)
+	reason, outcome := "", "UNKNOWN" // Stays so if the gateway never answered.
+	for _, detail := range failure.Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			reason, outcome = info.Reason, info.Metadata["outcome"]
+		}
+	}
+	fmt.Printf("%s %s %s: %s\n", code.Code(failure.Code()), reason, outcome, failure.Message())
+	fmt.Fprintln(os.Stderr, advice[outcome])
+	os.Exit(1)
+}
+
+func argument(i int, fallback string) string {
+	if len(os.Args) > i {
+		return os.Args[i]
+	}
+	return fallback
+}
+
+func environment(name, fallback string) string {
+	if value, ok := os.LookupEnv(name); ok {
+		return value
+	}
+	return fallback
+}
