@@ -8,6 +8,7 @@ use reqwest::{Certificate, Url};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    create::LookUp,
     credentials::{self, Credentials},
     telemetry::LogFormat,
     upstream::{HttpVersion, UpstreamOptions},
@@ -39,7 +40,7 @@ pub struct Settings {
     )]
     pub upstream_url: String,
 
-    /// The base URL of the Catalog API. No call uses it yet.
+    /// The base URL of the Catalog API, where batches are looked up by their external id.
     #[arg(
         long,
         value_name = "URL",
@@ -55,17 +56,29 @@ pub struct Settings {
     #[arg(long, value_name = "VERSION", default_value = "auto")]
     pub upstream_http: String,
 
+    /// When external ids are looked up before a create: always, on-retry or never.
+    #[arg(long, value_name = "WHEN", default_value = "always")]
+    pub look_up: String,
+
     /// How long a connection to the API may take to come about.
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     pub connect_timeout: String,
 
     /// How long one REST request may take in all.
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    #[arg(long, value_name = "DURATION", default_value = "20s")]
     pub request_timeout: String,
 
     /// How many creates may be in flight; more are refused with UNAVAILABLE.
     #[arg(long, value_name = "NUMBER", default_value = "1000")]
     pub max_in_flight: String,
+
+    /// How many connections there may be; more are closed at once.
+    #[arg(long, value_name = "NUMBER", default_value = "10000")]
+    pub max_connections: String,
+
+    /// How long a connection may last before it is told to go away, less or more a tenth.
+    #[arg(long, value_name = "DURATION", default_value = "30m")]
+    pub max_connection_age: String,
 
     /// A file with the access token of calls that send no `authorization`. Read at start.
     #[arg(long, value_name = "FILE")]
@@ -167,10 +180,16 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// How the API is reached.
     pub upstream: UpstreamOptions,
+    /// When external ids are looked up.
+    pub look_up: LookUp,
     /// How long one REST request may take in all.
     pub request_timeout: Duration,
     /// How many creates may be in flight.
     pub max_in_flight: usize,
+    /// How many connections there may be.
+    pub max_connections: usize,
+    /// How long a connection may last.
+    pub max_connection_age: Duration,
     /// Which headers calls carry.
     pub credentials: Credentials,
     /// How long to go on after the signal to stop.
@@ -254,8 +273,8 @@ impl Settings {
             text.parse()
                 .map_err(|_| format!("is {text:?}: not an IP address with a port"))
         });
-        let url = check.read("upstream-url", &self.upstream_url, base_url);
-        check.read("catalog-url", &self.catalog_url, base_url);
+        let import_url = check.read("upstream-url", &self.upstream_url, base_url);
+        let catalog_url = check.read("catalog-url", &self.catalog_url, base_url);
         let extra_ca = match &self.upstream_ca_file {
             Some(file) => check.read("upstream-ca-file", file, certificates),
             None => Some(Vec::new()),
@@ -266,15 +285,20 @@ impl Settings {
             "2" => Ok(HttpVersion::Http2),
             other => Err(format!("is {other:?}: there are auto, 1 and 2")),
         });
+        let look_up = check.read("look-up", &self.look_up, |text| match text {
+            "always" => Ok(LookUp::Always),
+            "on-retry" => Ok(LookUp::OnRetry),
+            "never" => Ok(LookUp::Never),
+            other => Err(format!(
+                "is {other:?}: there are always, on-retry and never"
+            )),
+        });
         let connect_timeout = check.read("connect-timeout", &self.connect_timeout, time_limit);
         let request_timeout = check.read("request-timeout", &self.request_timeout, time_limit);
-        let max_in_flight = check.read("max-in-flight", &self.max_in_flight, |text| {
-            const MOST: usize = 1_000_000;
-            match text.parse() {
-                Ok(number) if (1..=MOST).contains(&number) => Ok(number),
-                _ => Err(format!("is {text:?}: not a number from 1 to {MOST}")),
-            }
-        });
+        let max_in_flight = check.read("max-in-flight", &self.max_in_flight, limit);
+        let max_connections = check.read("max-connections", &self.max_connections, limit);
+        let max_connection_age =
+            check.read("max-connection-age", &self.max_connection_age, time_limit);
         let credentials = self.credentials(&mut check);
         let drain_delay = check.read("drain-delay", &self.drain_delay, duration);
         let drain_timeout = check.read("drain-timeout", &self.drain_timeout, duration);
@@ -285,15 +309,19 @@ impl Settings {
                 listen: listen?,
                 admin_listen: admin_listen?,
                 upstream: UpstreamOptions {
-                    url: url?,
+                    import_url: import_url?,
+                    catalog_url: catalog_url?,
                     extra_ca: extra_ca?,
                     http: http?,
                     connect_timeout: connect_timeout?,
                     direct: false,
                     idle_connections: max_in_flight,
                 },
+                look_up: look_up?,
                 request_timeout: request_timeout?,
                 max_in_flight,
+                max_connections: max_connections?,
+                max_connection_age: max_connection_age?,
                 credentials,
                 drain_delay: drain_delay?,
                 drain_timeout: drain_timeout?,
@@ -389,6 +417,14 @@ fn time_limit(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn limit(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1_000_000;
+    match text.parse() {
+        Ok(number) if (1..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("is {text:?}: not a number from 1 to {MOST}")),
+    }
+}
+
 fn boolean(text: &str) -> Result<bool, String> {
     text.parse()
         .map_err(|_| format!("is {text:?}: there are true and false"))
@@ -444,7 +480,7 @@ mod tests {
     fn the_defaults_hold() {
         let config = check(&[]).expect("defaults");
         assert_eq!(config.listen, Listen::Tcp(([127, 0, 0, 1], 50051).into()));
-        assert_eq!(config.request_timeout, Duration::from_secs(30));
+        assert_eq!(config.request_timeout, Duration::from_secs(20));
     }
 
     #[test]
@@ -456,6 +492,7 @@ mod tests {
             "--catalog-url=https://user:hunter2@host",
             "--upstream-ca-file=/nowhere",
             "--upstream-http=3",
+            "--look-up=sometimes",
             "--connect-timeout=0s",
             "--request-timeout=soon",
             "--max-in-flight=0",
@@ -483,6 +520,7 @@ mod tests {
                 "--catalog-url",
                 "--upstream-ca-file",
                 "--upstream-http",
+                "--look-up",
                 "--connect-timeout",
                 "--request-timeout",
                 "--max-in-flight",

@@ -2,6 +2,11 @@
 //! the configured defaults, and nothing else of the caller's metadata unless
 //! the operator named it.
 
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::LazyLock,
+};
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
@@ -78,6 +83,16 @@ impl Credentials {
     }
 }
 
+/// The caller's own key for the call, which becomes its external id where the
+/// message has none.
+pub fn idempotency_key(metadata: &HeaderMap) -> Result<Option<String>, Failure> {
+    const NAME: HeaderName = HeaderName::from_static("idempotency-key");
+    match single_value(metadata, &NAME) {
+        Ok(value) => Ok(value.map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned())),
+        Err(violation) => Err(Failure::Invalid(vec![violation])),
+    }
+}
+
 /// The caller's `x-request-id`, or a new one where that is missing or odd.
 pub fn request_id(metadata: &HeaderMap) -> HeaderValue {
     const LONGEST: usize = 128;
@@ -87,6 +102,18 @@ pub fn request_id(metadata: &HeaderMap) -> HeaderValue {
         _ => HeaderValue::from_str(&Uuid::new_v4().to_string()).expect("a header value"),
     }
 }
+
+/// Tells callers apart by their credentials, within this process only.
+pub fn fingerprint(headers: &HeaderMap) -> u64 {
+    HASHER.hash_one(NAMES.map(|name| headers.get(name).map(HeaderValue::as_bytes)))
+}
+
+/// Tells calls apart by their caller and body, within this process only.
+pub fn purpose(caller: u64, body: &[u8]) -> u64 {
+    HASHER.hash_one((caller, body))
+}
+
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The one good value of a header, or what is wrong. The value itself is never
 /// quoted: it may be a secret.

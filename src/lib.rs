@@ -10,14 +10,20 @@ pub mod server;
 pub mod config;
 pub mod service;
 
-pub mod credentials;
-pub mod deadline;
-pub mod in_flight;
-pub mod mapping;
+pub mod create;
+pub mod flights;
+
+pub mod upstream;
+
+pub mod recent;
+pub mod telemetry;
 
 pub mod status;
-pub mod telemetry;
-pub mod upstream;
+
+pub mod attempts;
+pub mod credentials;
+pub mod deadline;
+pub mod mapping;
 
 pub mod outcome;
 pub mod proto;

@@ -5,8 +5,10 @@
 //! cannot hold is kept in `Batch.extra`.
 
 mod batch;
+mod catalog;
 mod json;
 mod request;
 
 pub use batch::{NoBatch, batch_from_json};
+pub use catalog::{batches_from_json, is_same_content};
 pub use request::create_batch_json;

@@ -5,6 +5,8 @@ use std::{fmt, time::Duration};
 
 use http::StatusCode;
 
+use crate::proto::v1::{Batch, BatchOrigin};
+
 /// Whether the batch of a failed call exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -73,6 +75,18 @@ pub enum Failure {
     TimedOut(Duration),
     /// The connection broke while the request was under way.
     ConnectionLost(String),
+    /// The look-up by external id, before anything was sent, failed.
+    LookUp(Box<LookUpFailure>),
+    /// A batch with the same external id and other content exists.
+    ExternalIdTaken {
+        /// That batch.
+        batch_id: String,
+    },
+    /// The caller's deadline passed before this try sent anything, while an
+    /// earlier try may still create the batch.
+    DeadlineUnsettled,
+    /// The gateway ended while the request was under way.
+    Stopped,
     /// The gateway itself failed while the request was under way.
     Panicked,
     /// The API answered with a redirect, which is never followed.
@@ -84,7 +98,7 @@ pub enum Failure {
     },
     /// The API answered with an error.
     Refused(Box<Refusal>),
-    /// The API said that it created the batch, but the answer is no batch.
+    /// The API's answer has a 2xx status, but cannot be used.
     Unusable(Box<UnusableAnswer>),
 }
 
@@ -104,6 +118,17 @@ pub enum NeverSent {
     Unprocessed(String),
     /// The gateway has as many calls in flight as it may have.
     Overloaded,
+    /// The gateway is about to end.
+    Stopping,
+}
+
+/// A look-up that failed.
+#[derive(Clone, Debug)]
+pub struct LookUpFailure {
+    /// What happened to the look-up's request.
+    pub cause: Failure,
+    /// Whether an earlier try of the call may have created the batch.
+    pub is_retry: bool,
 }
 
 /// An answer with a status of 400 or above.
@@ -135,7 +160,7 @@ pub struct ApiError {
     pub report: Option<String>,
 }
 
-/// A 2xx answer whose body is no batch.
+/// A 2xx answer whose body is not what it should be.
 #[derive(Clone, Debug)]
 pub struct UnusableAnswer {
     /// The HTTP status.
@@ -150,4 +175,13 @@ pub struct UnusableAnswer {
     pub batch_id: Option<String>,
     /// The API's own id of the request.
     pub request_id: Option<String>,
+}
+
+/// A batch, and how it came to be known.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// The batch.
+    pub batch: Batch,
+    /// How it came to be known.
+    pub origin: BatchOrigin,
 }

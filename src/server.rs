@@ -13,16 +13,20 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
     grpc::GrpcServices,
-    listener::{Listener, Stop},
+    listener::{Limits, Listener, Stop},
 };
 use crate::{
     config::{Config, Listen},
-    in_flight::InFlight,
+    create::Creator,
+    flights::Flights,
     proto::v1::batch_service_server::SERVICE_NAME,
     service::Gateway,
     telemetry::Metrics,
     upstream::Upstream,
 };
+
+/// How long the last answers may take to leave.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Why the gateway did not start.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ pub struct Running {
     health: HealthReporter,
     not_ready: CancellationToken,
     stop: Stop,
-    in_flight: InFlight,
+    flights: Flights,
     drain_delay: Duration,
     drain_timeout: Duration,
 }
@@ -73,15 +77,17 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .map_err(cannot_listen(config.admin_listen.to_string()))?;
 
     let metrics = Arc::new(Metrics::new());
-    let in_flight = InFlight::new(
-        config.max_in_flight,
-        config.request_timeout,
-        metrics.clone(),
-    );
+    let flights = Flights::new(config.max_in_flight, metrics.clone());
+    let upstream = Upstream::new(config.upstream).map_err(StartError::Client)?;
     let gateway = Gateway {
         credentials: config.credentials,
-        upstream: Upstream::new(config.upstream).map_err(StartError::Client)?,
-        in_flight: in_flight.clone(),
+        creator: Creator::new(
+            upstream,
+            config.look_up,
+            config.request_timeout,
+            metrics.clone(),
+        ),
+        flights: flights.clone(),
         metrics: metrics.clone(),
     };
     let health = HealthReporter::new();
@@ -91,14 +97,22 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let stop = Stop::default();
     let not_ready = CancellationToken::new();
     tokio::spawn(admin::serve(admin_listener, metrics, not_ready.clone()));
-    tokio::spawn(listener::accept(listener, services, stop.clone()));
+    tokio::spawn(listener::accept(
+        listener,
+        services,
+        Limits {
+            connections: config.max_connections,
+            age: config.max_connection_age,
+        },
+        stop.clone(),
+    ));
     Ok(Running {
         listen,
         admin,
         health,
         not_ready,
         stop,
-        in_flight,
+        flights,
         drain_delay: config.drain_delay,
         drain_timeout: config.drain_timeout,
     })
@@ -124,7 +138,7 @@ impl Running {
     /// Stops: says so, waits until callers have heard, tells connections to go
     /// away, lets calls in flight finish, and ends the rest after a while.
     pub async fn drain(mut self) {
-        tracing::info!(creates_in_flight = self.in_flight.len(), "draining");
+        tracing::info!(calls_in_flight = self.flights.count(), "draining");
         self.not_ready.cancel();
         set_health(&self.health, ServingStatus::NotServing).await;
         tokio::time::sleep(self.drain_delay).await;
@@ -136,7 +150,7 @@ impl Running {
         self.stop.connections.close();
         let finished = async {
             self.stop.connections.wait().await;
-            self.in_flight.finished().await;
+            self.flights.finished().await;
         };
         if tokio::time::timeout(self.drain_timeout, finished)
             .await
@@ -144,9 +158,12 @@ impl Running {
         {
             tracing::warn!(
                 connections = self.stop.connections.len(),
-                creates_in_flight = self.in_flight.len(),
-                "drain timeout: what is in flight ends now, and its outcome is unknown"
+                calls_in_flight = self.flights.count(),
+                "drain timeout: calls in flight are answered now"
             );
+            self.flights.stop();
+            let told = tokio::time::timeout(LAST_ANSWERS, self.stop.connections.wait());
+            let _ = told.await;
             self.stop.kill.cancel();
         }
         if let Listen::Unix(path) = &self.listen {

@@ -1,5 +1,5 @@
 //! One rpc, from top to bottom: metadata and message in, checks, the REST
-//! request, and a response or a status out.
+//! requests, and a response or a status out.
 
 use std::sync::Arc;
 
@@ -8,17 +8,17 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
+    attempts,
+    create::{CreateCall, Creator},
     credentials::{self, Credentials, REQUEST_ID},
     deadline,
-    in_flight::InFlight,
+    flights::{Commit, Flights, Ticket},
     mapping,
-    outcome::{Failure, Outcome},
-    proto::v1::{
-        Batch, CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService,
-    },
+    outcome::{Failure, Outcome, Settled},
+    proto::v1::{CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService},
+    recent::ExternalId,
     status::{self, CallNames},
     telemetry::Metrics,
-    upstream::{Handover, Upstream},
 };
 
 /// `aep.ingestion.v1.BatchService`.
@@ -26,10 +26,10 @@ use crate::{
 pub struct Gateway {
     /// Which headers calls carry.
     pub credentials: Credentials,
-    /// The REST API.
-    pub upstream: Upstream,
-    /// The creates under way.
-    pub in_flight: InFlight,
+    /// Settles creates.
+    pub creator: Creator,
+    /// The calls under way.
+    pub flights: Flights,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -41,16 +41,23 @@ impl BatchService for Gateway {
         request: Request<CreateBatchRequest>,
     ) -> Result<Response<CreateBatchResponse>, Status> {
         let arrived = Instant::now();
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, mut message) = request.into_parts();
         let metadata = metadata.as_ref();
+        let commit = extensions.get::<Commit>().cloned().unwrap_or_default();
         let request_id = credentials::request_id(metadata);
 
-        let result = self.create(metadata, &request_id, &message, arrived).await;
+        let call = Arrived {
+            metadata,
+            request_id: &request_id,
+            at: arrived,
+            commit,
+        };
+        let result = self.create(call, &mut message).await;
 
         let shown_id = request_id.to_str().unwrap_or_default();
         self.metrics.create(shown_id, arrived.elapsed(), &result);
         match result {
-            Ok(batch) => Ok(created(batch, request_id)),
+            Ok(settled) => Ok(answer(settled, request_id)),
             Err(failure) => {
                 let call = CallNames {
                     request_id: &request_id,
@@ -62,36 +69,83 @@ impl BatchService for Gateway {
     }
 }
 
+/// What a call says besides its message.
+struct Arrived<'a> {
+    metadata: &'a HeaderMap,
+    request_id: &'a HeaderValue,
+    at: Instant,
+    commit: Commit,
+}
+
 impl Gateway {
     async fn create(
         &self,
-        metadata: &HeaderMap,
-        request_id: &HeaderValue,
-        message: &CreateBatchRequest,
-        arrived: Instant,
-    ) -> Result<Batch, Failure> {
-        let deadline = deadline::of_call(metadata, arrived)?;
+        arrived: Arrived<'_>,
+        message: &mut CreateBatchRequest,
+    ) -> Result<Settled, Failure> {
+        let (metadata, request_id) = (arrived.metadata, arrived.request_id);
+        let deadline = deadline::of_call(metadata, arrived.at)?;
         let mut headers = self.credentials.headers(metadata)?;
-        headers.insert(REQUEST_ID, request_id.clone());
+        if message.external_id.as_deref().is_none_or(str::is_empty)
+            && let Some(key) = credentials::idempotency_key(metadata)?
+        {
+            message.external_id = Some(key);
+        }
         let body = mapping::create_batch_json(message).map_err(Failure::Invalid)?;
+        let external_id = external_id(message, &headers);
+        let caller = credentials::fingerprint(&headers);
+        headers.insert(REQUEST_ID, request_id.clone());
 
-        let handover = Handover::default();
-        let create = {
-            let (upstream, handover) = (self.upstream.clone(), handover.clone());
-            async move { upstream.create_batch(headers, body, &handover).await }
+        let ticket = Ticket {
+            request_id: request_id.clone(),
+            purpose: credentials::purpose(caller, &body),
+            external_id: external_id.clone(),
+            deadline,
+            commit: arrived.commit,
         };
-        (self.in_flight)
-            .run(request_id.clone(), handover, deadline, create)
+        let call = CreateCall {
+            headers,
+            message: message.clone(),
+            body,
+            external_id,
+            attempt: attempts::number(metadata),
+            caller,
+            deadline,
+        };
+        self.flights
+            .ride(&ticket, |sending| {
+                let (creator, call) = (self.creator.clone(), call.clone());
+                async move { creator.settle(call, sending).await }
+            })
             .await
     }
 }
 
-fn created(batch: Batch, request_id: HeaderValue) -> Response<CreateBatchResponse> {
+/// An external id counts within its organization and sandbox.
+fn external_id(message: &CreateBatchRequest, headers: &HeaderMap) -> Option<ExternalId> {
+    let id = message.external_id.clone().filter(|id| !id.is_empty())?;
+    let header = |name| {
+        headers
+            .get(name)
+            .map_or(Vec::new(), |v: &HeaderValue| v.as_bytes().to_vec())
+    };
+    let [_, _, organization, sandbox] = credentials::NAMES;
+    Some(ExternalId {
+        organization: header(organization),
+        sandbox: header(sandbox),
+        id,
+    })
+}
+
+fn answer(settled: Settled, request_id: HeaderValue) -> Response<CreateBatchResponse> {
     let mut metadata = HeaderMap::with_capacity(2);
     let outcome = HeaderValue::from_static(Outcome::Created.as_str());
     metadata.insert(status::OUTCOME, outcome);
     metadata.insert(REQUEST_ID, request_id);
-    let message = CreateBatchResponse { batch: Some(batch) };
+    let message = CreateBatchResponse {
+        batch: Some(settled.batch),
+        origin: settled.origin.into(),
+    };
     Response::from_parts(
         MetadataMap::from_headers(metadata),
         message,

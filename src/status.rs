@@ -20,7 +20,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     credentials::REQUEST_ID,
-    outcome::{Failure, NeverSent, Outcome, Refusal, Violation},
+    outcome::{Failure, LookUpFailure, NeverSent, Outcome, Refusal, Violation},
 };
 
 /// `ErrorInfo.domain` of every failure.
@@ -65,6 +65,10 @@ table! {
     UNSUPPORTED: Unimplemented, NotCreated;
     MESSAGE_TOO_LARGE: ResourceExhausted, NotCreated;
     GATEWAY_OVERLOADED: Unavailable, NotCreated;
+    GATEWAY_STOPPING: Unavailable, NotCreated;
+    EXTERNAL_ID_TAKEN: AlreadyExists, NotCreated;
+    LOOKUP_FAILED: Unavailable, NotCreated;
+    LOOKUP_FORBIDDEN: PermissionDenied, NotCreated;
     DEADLINE_BEFORE_SENDING: DeadlineExceeded, NotCreated;
     UPSTREAM_DNS_FAILED: Unavailable, NotCreated;
     UPSTREAM_CONNECT_FAILED: Unavailable, NotCreated;
@@ -87,6 +91,9 @@ table! {
     CONNECTION_LOST: Unknown, Unknown;
     UPSTREAM_TIMEOUT: Unknown, Unknown;
     DEADLINE_AFTER_SENDING: DeadlineExceeded, Unknown;
+    DEADLINE_UNSETTLED: DeadlineExceeded, Unknown;
+    LOOKUP_UNSETTLED: Unknown, Unknown;
+    GATEWAY_STOPPED: Unknown, Unknown;
     GATEWAY_FAILED: Unknown, Unknown;
     ANSWER_UNUSABLE: Unknown, Created;
 }
@@ -102,14 +109,34 @@ pub fn row(failure: &Failure) -> &'static Row {
         Failure::NeverSent(NeverSent::Tls(_)) => &UPSTREAM_TLS_FAILED,
         Failure::NeverSent(NeverSent::Unprocessed(_)) => &UPSTREAM_UNPROCESSED,
         Failure::NeverSent(NeverSent::Overloaded) => &GATEWAY_OVERLOADED,
+        Failure::NeverSent(NeverSent::Stopping) => &GATEWAY_STOPPING,
+        Failure::Stopped => &GATEWAY_STOPPED,
         Failure::DeadlineBeforeSending => &DEADLINE_BEFORE_SENDING,
         Failure::DeadlineAfterSending => &DEADLINE_AFTER_SENDING,
         Failure::TimedOut(_) => &UPSTREAM_TIMEOUT,
         Failure::ConnectionLost(_) => &CONNECTION_LOST,
+        Failure::DeadlineUnsettled => &DEADLINE_UNSETTLED,
+        Failure::LookUp(look_up) => look_up_failed(look_up),
+        Failure::ExternalIdTaken { .. } => &EXTERNAL_ID_TAKEN,
         Failure::Panicked => &GATEWAY_FAILED,
         Failure::Redirected { .. } => &API_REDIRECTED,
         Failure::Refused(refusal) => refused(refusal),
         Failure::Unusable(_) => &ANSWER_UNUSABLE,
+    }
+}
+
+/// A failed look-up creates nothing, but an earlier try may have.
+fn look_up_failed(look_up: &LookUpFailure) -> &'static Row {
+    if look_up.is_retry {
+        return &LOOKUP_UNSETTLED;
+    }
+    match &look_up.cause {
+        Failure::Refused(refusal) => match refused(refusal) {
+            row @ &(API_UNAUTHENTICATED | API_RATE_LIMITED) => row,
+            &API_PERMISSION_DENIED => &LOOKUP_FORBIDDEN,
+            _ => &LOOKUP_FAILED,
+        },
+        _ => &LOOKUP_FAILED,
     }
 }
 
@@ -164,7 +191,12 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
     let mut metadata = HeaderMap::new();
 
     tell("externalId", call.external_id, 256);
-    match failure {
+    let request = match failure {
+        Failure::LookUp(look_up) => &look_up.cause,
+        _ => failure,
+    };
+    match request {
+        Failure::ExternalIdTaken { batch_id } => tell("batchId", Some(batch_id), 128),
         Failure::Invalid(violations) | Failure::NoCredentials(violations) => {
             for Violation { field, description } in violations {
                 details.add_bad_request_violation(field, format!("{field} {description}"));
@@ -257,21 +289,37 @@ fn build(row: &Row, sentence: &str, details: ErrorDetails, mut metadata: HeaderM
 
 /// When the call may be tried again, where that may help.
 fn retry_delay(row: &Row, failure: &Failure) -> Option<Duration> {
-    let stated = match failure {
-        Failure::Refused(refusal) => refusal.retry_after,
-        _ => None,
-    };
     match row.code {
-        Code::Unavailable => Some(stated.unwrap_or(Duration::from_secs(1))),
+        Code::Unavailable => Some(retry_after(failure).unwrap_or(Duration::from_secs(1))),
         // The API's limit is one per minute, and it may not say how much of it is over.
-        Code::ResourceExhausted => Some(stated.unwrap_or(Duration::from_secs(5))),
+        Code::ResourceExhausted => Some(retry_after(failure).unwrap_or(Duration::from_secs(5))),
+        _ => None,
+    }
+}
+
+/// `Retry-After`, if the API said so.
+pub fn retry_after(failure: &Failure) -> Option<Duration> {
+    match failure {
+        Failure::Refused(refusal) => refusal.retry_after,
+        Failure::LookUp(look_up) => retry_after(&look_up.cause),
         _ => None,
     }
 }
 
 /// What happened and what to do, in a sentence or two.
 fn sentence(failure: &Failure) -> String {
-    let what = match failure {
+    let what = what_happened(failure);
+    let what = cut(what.trim_end_matches(['.', ' ']), 480);
+    let outcome = match row(failure).outcome {
+        Outcome::NotCreated => "No batch was created",
+        Outcome::Unknown => "A batch may have been created: look for it before you try again",
+        Outcome::Created => "The batch was created: do not create it again",
+    };
+    format!("{what}. {outcome}.")
+}
+
+fn what_happened(failure: &Failure) -> String {
+    match failure {
         Failure::Invalid(violations) | Failure::NoCredentials(violations) => violations
             .iter()
             .map(|violation| format!("{} {}", violation.field, violation.description))
@@ -285,6 +333,7 @@ fn sentence(failure: &Failure) -> String {
             NeverSent::Unprocessed(cause) => {
                 format!("The API gave the request back unprocessed: {cause}")
             }
+            NeverSent::Stopping => "The gateway is stopping".to_owned(),
             NeverSent::Overloaded => {
                 "The gateway has as many calls in flight as it may have".to_owned()
             }
@@ -297,7 +346,18 @@ fn sentence(failure: &Failure) -> String {
         Failure::ConnectionLost(cause) => {
             format!("The connection broke before the API answered: {cause}")
         }
+        Failure::Stopped => "The gateway stopped before the API answered".to_owned(),
         Failure::Panicked => "The gateway failed".to_owned(),
+        Failure::DeadlineUnsettled => {
+            "The deadline passed while an earlier try may still create the batch".to_owned()
+        }
+        Failure::ExternalIdTaken { batch_id } => {
+            format!("The external id belongs to batch {batch_id}, which has other content")
+        }
+        Failure::LookUp(look_up) => {
+            let what = what_happened(&look_up.cause);
+            format!("The look-up by external id failed: {what}")
+        }
         Failure::Redirected { status, host } => {
             let host = host.as_deref().unwrap_or("nowhere");
             let status = status.as_u16();
@@ -317,14 +377,7 @@ fn sentence(failure: &Failure) -> String {
                 answer.problem
             )
         }
-    };
-    let what = cut(what.trim_end_matches(['.', ' ']), 480);
-    let outcome = match row(failure).outcome {
-        Outcome::NotCreated => "No batch was created",
-        Outcome::Unknown => "A batch may have been created: look for it before you try again",
-        Outcome::Created => "The batch was created: do not create it again",
-    };
-    format!("{what}. {outcome}.")
+    }
 }
 
 /// `" (403010): Oauth token is missing"`, as far as the API said it.

@@ -13,8 +13,8 @@ use tonic::Code;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    outcome::{Failure, Outcome},
-    proto::v1::Batch,
+    outcome::{Failure, Outcome, Settled},
+    proto::v1::{Batch, BatchOrigin},
     status,
 };
 
@@ -70,6 +70,11 @@ struct AbandonedLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookUpLabels {
+    result: &'static str,
+}
+
 /// What is counted, for `/metrics`.
 #[derive(Debug)]
 pub struct Metrics {
@@ -80,6 +85,8 @@ pub struct Metrics {
     in_flight: Gauge,
     outcomes: Family<OutcomeLabels, Counter>,
     abandoned: Family<AbandonedLabels, Counter>,
+    look_ups: Family<LookUpLabels, Counter>,
+    retries: Counter,
 }
 
 impl Default for Metrics {
@@ -99,6 +106,8 @@ impl Metrics {
             in_flight: Gauge::default(),
             outcomes: Family::default(),
             abandoned: Family::default(),
+            look_ups: Family::default(),
+            retries: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register(
@@ -130,6 +139,16 @@ impl Metrics {
             "aep_gateway_abandoned_creates",
             "Creates that ended after their caller had left",
             metrics.abandoned.clone(),
+        );
+        registry.register(
+            "aep_gateway_look_ups",
+            "Look-ups by external id, by what came of them",
+            metrics.look_ups.clone(),
+        );
+        registry.register(
+            "aep_gateway_retries",
+            "Requests to the API that were sent again",
+            metrics.retries.clone(),
         );
         registry.register(
             "aep_gateway_build",
@@ -168,15 +187,16 @@ impl Metrics {
     }
 
     /// Counts and logs how a create ended, for its caller.
-    pub fn create(&self, request_id: &str, took: Duration, result: &Result<Batch, Failure>) {
+    pub fn create(&self, request_id: &str, took: Duration, result: &Result<Settled, Failure>) {
         let milliseconds = took.as_secs_f64() * 1e3;
         match result {
-            Ok(batch) => {
-                self.count(Outcome::Created, "OK");
+            Ok(Settled { batch, origin }) => {
+                self.count(Outcome::Created, origin_name(*origin));
                 tracing::info!(
                     request_id,
                     batch_id = batch.id,
                     outcome = Outcome::Created.as_str(),
+                    reason = origin_name(*origin),
                     milliseconds,
                     "batch created"
                 );
@@ -198,6 +218,21 @@ impl Metrics {
         }
     }
 
+    /// Counts a look-up.
+    pub fn look_up(&self, found: &Result<Vec<Batch>, Failure>) {
+        let result = match found {
+            Ok(batches) if batches.is_empty() => "nothing",
+            Ok(_) => "found",
+            Err(_) => "failed",
+        };
+        self.look_ups.get_or_create(&LookUpLabels { result }).inc();
+    }
+
+    /// Counts a request that is sent again.
+    pub fn retry(&self) {
+        self.retries.inc();
+    }
+
     fn count(&self, outcome: Outcome, reason: &'static str) {
         let labels = OutcomeLabels {
             outcome: outcome.as_str(),
@@ -207,9 +242,12 @@ impl Metrics {
     }
 
     /// Counts and logs how a create ended whose caller had left.
-    pub fn abandoned(&self, request_id: &str, result: &Result<Batch, Failure>) {
+    pub fn abandoned(&self, request_id: &str, result: &Result<Settled, Failure>) {
         let (outcome, reason, batch_id) = match result {
-            Ok(batch) => (Outcome::Created, "OK", Some(batch.id.as_str())),
+            Ok(Settled { batch, origin }) => {
+                let id = Some(batch.id.as_str());
+                (Outcome::Created, origin_name(*origin), id)
+            }
             Err(failure) => {
                 let row = status::row(failure);
                 (row.outcome, row.reason, batch_id(failure))
@@ -227,6 +265,15 @@ impl Metrics {
             reason,
             "create ended after its caller had left"
         );
+    }
+}
+
+/// How a batch came to be known, where failures have their reason.
+fn origin_name(origin: BatchOrigin) -> &'static str {
+    match origin {
+        BatchOrigin::Unspecified | BatchOrigin::Created => "CREATED",
+        BatchOrigin::Found => "FOUND",
+        BatchOrigin::Recovered => "RECOVERED",
     }
 }
 

@@ -14,10 +14,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Certificate, Response, Url, redirect};
 
-pub use self::handover::Handover;
+pub use self::handover::{Handover, Sending};
 use self::quote::Quote;
 use crate::{
-    mapping,
+    mapping::{self, NoBatch},
     outcome::{ApiError, Failure, NeverSent, Refusal, UnusableAnswer},
     proto::v1::Batch,
 };
@@ -28,6 +28,14 @@ const LARGEST_ANSWER: usize = 512 * 1024;
 
 /// The most that is read of an error.
 const LARGEST_ERROR: usize = 64 * 1024;
+
+/// How long a look-up may take.
+const LOOK_UP: Duration = Duration::from_secs(5);
+
+/// The documented members of a batch, which look-ups ask for.
+const PROPERTIES: &str = "imsOrg,created,updated,started,completed,status,recordCount,\
+    failedRecordCount,size,version,externalId,inputFormat,relatedObjects,tags,createdUser,\
+    updatedUser,createdClient,availableDates,errors,metrics,replay";
 
 /// How much of an unusable answer is quoted, in bytes.
 const QUOTED: usize = 512;
@@ -53,8 +61,10 @@ pub enum HttpVersion {
 /// How the API is reached.
 #[derive(Clone, Debug)]
 pub struct UpstreamOptions {
-    /// The base URL of the Batch Ingestion API, without a slash at the end.
-    pub url: Url,
+    /// The base URL of the Batch Ingestion API.
+    pub import_url: Url,
+    /// The base URL of the Catalog API.
+    pub catalog_url: Url,
     /// A certificate authority that is trusted besides the platform's.
     pub extra_ca: Vec<Certificate>,
     /// Which HTTP version is spoken.
@@ -67,11 +77,12 @@ pub struct UpstreamOptions {
     pub idle_connections: usize,
 }
 
-/// The Batch Ingestion API.
+/// The Batch Ingestion API, and the Catalog API for look-ups.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: reqwest::Client,
     batches: Url,
+    catalog_batches: Url,
 }
 
 impl Upstream {
@@ -100,13 +111,10 @@ impl Upstream {
             HttpVersion::Http1 => client.http1_only(),
             HttpVersion::Http2 => client.http2_prior_knowledge(),
         };
-        let mut batches = options.url;
-        if let Ok(mut path) = batches.path_segments_mut() {
-            path.pop_if_empty().push("batches");
-        }
         Ok(Upstream {
             client: client.build()?,
-            batches,
+            batches: below(options.import_url, "batches"),
+            catalog_batches: below(options.catalog_url, "batches"),
         })
     }
 
@@ -130,19 +138,69 @@ impl Upstream {
         *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
 
         match self.client.execute(request).await {
-            Ok(response) => read_answer(response, &quote).await,
+            Ok(response) => read_answer(response, &quote, mapping::batch_from_json).await,
             Err(error) => Err(failure_of(&error, handover)),
         }
     }
+
+    /// Catalog's `GET /batches?externalId=…` (Catalog Service API reference,
+    /// "List batches"): the batches with this external id, the oldest first.
+    pub async fn find_batches(
+        &self,
+        mut headers: HeaderMap,
+        external_id: &str,
+    ) -> Result<Vec<Batch>, Failure> {
+        let quote = Quote::without_secrets_of(&headers);
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        let mut url = self.catalog_batches.clone();
+        url.query_pairs_mut()
+            .append_pair("externalId", external_id)
+            .append_pair("orderBy", "asc:created")
+            // Unfiltered lists can reach gigabytes: both are always sent.
+            .append_pair("limit", "2")
+            .append_pair("properties", PROPERTIES);
+
+        let mut request = reqwest::Request::new(Method::GET, url);
+        *request.headers_mut() = headers;
+        let asked = async {
+            match self.client.execute(request).await {
+                Ok(response) => read_answer(response, &quote, mapping::batches_from_json).await,
+                Err(error) => Err(failure_of(&error, &Handover::default())),
+            }
+        };
+        let mut batches = tokio::time::timeout(LOOK_UP, asked)
+            .await
+            .unwrap_or(Err(Failure::TimedOut(LOOK_UP)))?;
+        // Should Catalog ever ignore the filter, it lists other batches.
+        batches.retain(|batch| {
+            batch
+                .external_id
+                .as_deref()
+                .is_none_or(|id| id == external_id)
+        });
+        batches.sort_by_key(|batch| batch.created.map(|t| (t.seconds, t.nanos)));
+        Ok(batches)
+    }
+}
+
+fn below(mut base: Url, name: &str) -> Url {
+    if let Ok(mut path) = base.path_segments_mut() {
+        path.pop_if_empty().push(name);
+    }
+    base
 }
 
 /// An answer whose status line has arrived. What happened is decided by the
 /// status; the body, even half of one, only explains.
-async fn read_answer(response: Response, quote: &Quote) -> Result<Batch, Failure> {
+async fn read_answer<T>(
+    response: Response,
+    quote: &Quote,
+    read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
+) -> Result<T, Failure> {
     let status = response.status();
     let headers = response.headers().clone();
     if status.is_success() {
-        read_success(response, status, &headers, quote).await
+        read_success(response, status, &headers, quote, read).await
     } else if status.is_redirection() {
         Err(Failure::Redirected {
             status,
@@ -163,16 +221,17 @@ async fn read_answer(response: Response, quote: &Quote) -> Result<Batch, Failure
     }
 }
 
-async fn read_success(
+async fn read_success<T>(
     response: Response,
     status: StatusCode,
     headers: &HeaderMap,
     quote: &Quote,
-) -> Result<Batch, Failure> {
+    read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
+) -> Result<T, Failure> {
     let (body, end) = read_body(response, LARGEST_ANSWER).await;
     let problem = match end {
-        BodyEnd::Complete => match mapping::batch_from_json(&body) {
-            Ok(batch) => return Ok(batch),
+        BodyEnd::Complete => match read(&body) {
+            Ok(answer) => return Ok(answer),
             Err(no_batch) => no_batch.to_string(),
         },
         BodyEnd::TooLarge => format!("is larger than {LARGEST_ANSWER} bytes"),

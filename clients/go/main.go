@@ -17,7 +17,8 @@ import (
 	pb "example.com/create-batch/gen/aep/ingestion/v1"
 )
 
-// UNAVAILABLE is the one code that is safe to repeat.
+// The gateway says UNAVAILABLE only if nothing was created. It may look the same, and is
+// repeated too, if the connection to the gateway itself breaks in the middle of a call.
 const serviceConfig = `{"methodConfig": [{
 	"name": [{"service": "aep.ingestion.v1.BatchService"}],
 	"retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.5s", "maxBackoff": "5s",
@@ -62,8 +63,8 @@ func fail(err error) {
 			reason, outcome = info.Reason, info.Metadata["outcome"]
 		}
 	}
-	fmt.Printf("%s %s %s: %s\n", code.Code(failure.Code()), reason, outcome, failure.Message())
-	fmt.Fprintln(os.Stderr, advice[outcome])
+	fmt.Fprintf(os.Stderr, "%s %s %s: %s\n%s\n",
+		code.Code(failure.Code()), reason, outcome, failure.Message(), advice[outcome])
 	os.Exit(1)
 }
 

@@ -9,12 +9,14 @@ from aep.ingestion.v1 import batch_service_pb2, batch_service_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+# The gateway says UNAVAILABLE only if nothing was created. It may look the same, and is
+# repeated too, if the connection to the gateway itself breaks in the middle of a call.
 RETRY = {
     "maxAttempts": 3,
     "initialBackoff": "0.5s",
     "maxBackoff": "5s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],  # The one code that is safe to repeat.
+    "retryableStatusCodes": ["UNAVAILABLE"],
 }
 METHODS = {"name": [{"service": "aep.ingestion.v1.BatchService"}], "retryPolicy": RETRY}
 OPTIONS = [("grpc.service_config", json.dumps({"methodConfig": [METHODS]}))]
@@ -43,6 +45,6 @@ with grpc.insecure_channel(address, OPTIONS) as channel:
         for detail in status.details if status else []:
             detail.Unpack(info)  # Does nothing if the detail is of another type.
         outcome = info.metadata.get("outcome", "UNKNOWN")
-        print(f"{error.code().name} {info.reason} {outcome}: {error.details()}")
-        sys.exit(ADVICE[outcome])
+        what = f"{error.code().name} {info.reason} {outcome}: {error.details()}"
+        sys.exit(f"{what}\n{ADVICE[outcome]}")
 print(batch.id, batch_service_pb2.BatchStatus.Name(batch.status))

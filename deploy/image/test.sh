@@ -21,6 +21,8 @@ missing=()
 for tool in buildah debootstrap curl pgrep:procps readelf:binutils; do
   command -v "${tool%:*}" > /dev/null || missing+=("${tool#*:}")
 done
+# With it, debootstrap checks what it gets.
+[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
 for tool in cargo rustc; do
   command -v "$tool" > /dev/null || fail "$tool is missing: install Rust"
 done
@@ -45,7 +47,11 @@ esac
 work=$(mktemp -d)
 running=
 cleanup() {
-  [ -z "$running" ] || kill -KILL "$running" 2> /dev/null || true
+  if [ -n "$running" ]; then
+    # The program; unshare, which waits for it, then ends too.
+    pgrep --parent "$running" | xargs --no-run-if-empty kill -KILL || true
+    wait "$running" || true
+  fi
   rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
@@ -55,27 +61,27 @@ export TMPDIR=$work
 buildah() { command buildah --root "$work/storage" --runroot "$work/run" --storage-driver vfs "$@"; }
 
 step "Making a stand-in for $base"
-# What the Rust image has and this build needs. A C compiler: for aws-lc-sys.
-debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates "$suite" "$work/base" \
-  > "$work/debootstrap.log" || { tail -n 20 "$work/debootstrap.log" >&2; fail "debootstrap"; }
-mkdir -p "$work/base/usr/local/cargo/bin"
-cp -a "$sysroot/bin/cargo" "$sysroot/bin/rustc" "$work/base/usr/local/cargo/bin/"
-cp -a "$sysroot/lib" "$work/base/usr/local/cargo/"
+container=$(buildah from scratch)
+root=$(buildah mount "$container")
+# What the Rust image has and this build needs; the C compiler is for aws-lc-sys.
+# In a mount namespace, so that no mount of debootstrap can stay behind.
+unshare --mount debootstrap --variant=minbase --include=gcc,libc6-dev,ca-certificates \
+  "$suite" "$root" > "$work/stdout" || fail "debootstrap"
+mkdir -p "$root/usr/local/cargo/bin"
+cp -a "$sysroot/bin/cargo" "$sysroot/bin/rustc" "$root/usr/local/cargo/bin/"
+cp -a "$sysroot/lib" "$root/usr/local/cargo/"
 # The crates come through this machine's cargo, with all its settings (mirrors,
 # proxies, certificates), so that the build in the image needs no network.
 cargo vendor --quiet --locked --respect-source-config --versioned-dirs "$work/vendor" > /dev/null
-cat > "$work/base/usr/local/cargo/config.toml" << 'CONFIG'
+cat > "$root/usr/local/cargo/config.toml" << 'CONFIG'
 [source.crates-io]
 replace-with = "vendor"
 [source.vendor]
 directory = "/vendor"
 CONFIG
-container=$(buildah from scratch)
-buildah add --quiet "$container" "$work/base" / > /dev/null
 buildah config --env CARGO_HOME=/usr/local/cargo \
   --env PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$container"
 buildah commit --quiet --rm "$container" "$base" > /dev/null
-rm -rf "$work/base"
 
 step "Building the Dockerfile"
 # Docker's format, because OCI's has no HEALTHCHECK.
@@ -98,34 +104,33 @@ echo "Env: $env"
 
 root=$(buildah mount "$(buildah from --pull-never gateway)")
 is Files "$(cd "$root" && find . ! -type d | sort | xargs)" \
-  './LICENSE ./aep-batch-gateway ./etc/ssl/certs/ca-certificates.crt'
-! readelf --program-headers "$root/aep-batch-gateway" | grep INTERP || fail "the program is not static"
+  './LICENSE ./aep-batch-gateway ./etc/hosts ./etc/ssl/certs/ca-certificates.crt'
+headers=$(readelf --program-headers "$root/aep-batch-gateway")
+[[ $headers != *INTERP* ]] || fail "the program is not static"
 binary=$(stat --format %s "$root/aep-batch-gateway")
 content=$(find "$root" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
 
-# Runs the program as in a container: as the image's user, without privileges,
-# with nothing but the image's files, read-only, and with only these variables.
-in_image() { # variables... arguments...
-  env --ignore-environment PATH="$PATH" unshare --mount --pid --kill-child sh -c '
-    root=$1; shift
-    mount --bind -o ro "$root" "$root"
-    while [ "${1#*=}" != "$1" ]; do export "$1"; shift; done
-    exec chroot --userspec=65532:65532 --groups= "$root" /aep-batch-gateway "$@"
-  ' sh "$root" "$@"
-}
+# Runs the program harder than a container would: as PID 1 and the image's user,
+# on nothing but the image's files, read-only, without /proc and /dev.
+# Followed by variables and arguments.
+# shellcheck disable=SC2016 # the inner shell expands
+in_image=(env --ignore-environment PATH="$PATH" unshare --mount --pid --fork sh -ec '
+  root=$1; shift
+  mount --bind -o ro "$root" "$root"
+  while [ "${1#*=}" != "$1" ]; do export "$1"; shift; done
+  exec chroot --userspec=65532:65532 --groups= "$root" /aep-batch-gateway "$@"
+' sh "$root")
 # Starts a command and sets $listen and $admin. The image's addresses, but free ports.
 start() { # command
   step "Running $1"
-  : > "$work/stdout"
-  in_image AEP_GATEWAY_LISTEN=0.0.0.0:0 AEP_GATEWAY_ADMIN_LISTEN=0.0.0.0:0 "$1" \
+  : > "$work/stdout" # because wait_for may be sooner than the program
+  "${in_image[@]}" AEP_GATEWAY_LISTEN=0.0.0.0:0 AEP_GATEWAY_ADMIN_LISTEN=0.0.0.0:0 "$1" \
     > "$work/stdout" 2> "$work/stderr" &
   running=$!
-  wait_for '"listen":.*"admin":'
-  local line
-  line=$(head -n 1 "$work/stdout")
-  echo "$line"
-  listen=$(sed 's/.*"listen":"\([^"]*\)".*/\1/' <<< "$line")
-  admin=$(sed 's/.*"admin":"\([^"]*\)".*/\1/' <<< "$line")
+  wait_for '"listen":'
+  head -n 1 "$work/stdout"
+  listen=$(sed -n 's/.*"listen":"\([^"]*\)".*/\1/p' "$work/stdout")
+  admin=$(sed -n 's/.*"admin":"\([^"]*\)".*/\1/p' "$work/stdout")
 }
 wait_for() { # pattern on standard output
   for _ in {1..100}; do
@@ -157,12 +162,12 @@ stop() {
 start demo
 wait_for BATCH_STATUS_LOADING
 grep -m 1 BATCH_STATUS_LOADING "$work/stdout"
-health=$(in_image AEP_GATEWAY_LISTEN="$listen" healthcheck 2>&1) || fail "healthcheck: $health"
+health=$("${in_image[@]}" AEP_GATEWAY_LISTEN="$listen" healthcheck 2>&1) || fail "healthcheck: $health"
 is healthcheck "$health" SERVING
-is /readyz "$(curl --silent --noproxy '*' --output /dev/null --write-out '%{http_code}' \
+is /readyz "$(curl --silent --max-time 5 --noproxy '*' --output /dev/null --write-out '%{http_code}' \
   "http://127.0.0.1:${admin##*:}/readyz")" 200
 stop
-! in_image AEP_GATEWAY_LISTEN="$listen" healthcheck 2> "$work/stderr" \
+! "${in_image[@]}" AEP_GATEWAY_LISTEN="$listen" healthcheck 2> "$work/stderr" \
   || fail "healthcheck succeeds though nothing runs"
 echo "healthcheck of the stopped gateway: $(cat "$work/stderr")"
 

@@ -24,7 +24,8 @@ const CREDENTIALS: [&str; 4] = ["Bearer demo", "demo", "demo@AdobeOrg", "prod"];
 pub(super) async fn simulator(config: &mut Config) -> io::Result<Simulator> {
     let simulator =
         Simulator::start(([127, 0, 0, 1], 0).into(), SimulatorOptions::default()).await?;
-    config.upstream.url = simulator.import_url().parse().map_err(io::Error::other)?;
+    config.upstream.import_url = simulator.import_url().parse().map_err(io::Error::other)?;
+    config.upstream.catalog_url = simulator.catalog_url().parse().map_err(io::Error::other)?;
     config.upstream.direct = true;
     Ok(simulator)
 }

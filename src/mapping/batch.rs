@@ -70,7 +70,8 @@ fn catalog_reference(json: Json<'_>) -> Option<String> {
     }
 }
 
-fn batch_from_object(json: Json<'_>) -> Option<Batch> {
+/// A batch from a JSON object, with or without an id.
+pub(super) fn batch_from_object(json: Json<'_>) -> Option<Batch> {
     let members = json.object()?;
     let mut batch = Batch::default();
     let mut extra = BTreeMap::new();

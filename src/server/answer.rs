@@ -6,22 +6,42 @@
 //! `grpc-status` for retries from headers only. So a failure after which a
 //! batch may exist goes out as Response-Headers, then trailers; only failures
 //! that are certainly NOT_CREATED stay Trailers-Only.
+//!
+//! A call that has been sent and takes its time gets its Response-Headers
+//! before its end is known: should this process, its node or the connection
+//! die from then on, the client does not retry what may exist by then.
 
-use http::{Response, header};
-use http_body_util::{BodyExt, Empty};
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, header};
+use http_body::Frame;
 use tonic::{Code, Status, body::Body};
 
-use crate::{outcome::Outcome, status};
+use crate::{credentials::REQUEST_ID, outcome::Outcome, status, telemetry::Call};
 
 /// Gives an answer of `BatchService` its form, and says which code it has.
 pub(super) fn shape(response: Response<Body>) -> (Response<Body>, Code) {
-    let Some(status) = error_of(&response) else {
-        return (response, Code::Ok);
-    };
-    match response.headers().get(status::OUTCOME) {
-        None => refused_by_tonic(response, &status),
-        Some(outcome) if outcome == Outcome::NotCreated.as_str() => (response, status.code()),
-        Some(_) => (headers_then_trailers(response), status.code()),
+    let (response, code) = tell(response);
+    let may_repeat = response.headers().get(status::OUTCOME);
+    match code {
+        Code::Ok => (response, code),
+        _ if may_repeat.is_some_and(|o| o == Outcome::NotCreated.as_str()) => (response, code),
+        _ => (headers_then_trailers(response), code),
+    }
+}
+
+/// Makes sure that a failure tells its outcome.
+fn tell(response: Response<Body>) -> (Response<Body>, Code) {
+    match error_of(&response) {
+        None => (response, Code::Ok),
+        Some(status) if response.headers().contains_key(status::OUTCOME) => {
+            (response, status.code())
+        }
+        Some(status) => refused_by_tonic(response, &status),
     }
 }
 
@@ -45,17 +65,89 @@ fn error_of(response: &Response<Body>) -> Option<Status> {
 
 fn headers_then_trailers(response: Response<Body>) -> Response<Body> {
     let (mut head, _) = response.into_parts();
-    let mut trailers = std::mem::take(&mut head.headers);
-    if let Some(content_type) = trailers.remove(header::CONTENT_TYPE) {
-        head.headers.insert(header::CONTENT_TYPE, content_type);
-    }
-    // For access logs, which see response headers more easily than trailers.
-    for name in [status::OUTCOME, crate::credentials::REQUEST_ID] {
-        if let Some(value) = trailers.get(&name).cloned() {
+    let all = std::mem::take(&mut head.headers);
+    // The latter two for access logs, which see headers more easily than trailers.
+    for name in [header::CONTENT_TYPE, status::OUTCOME, REQUEST_ID] {
+        if let Some(value) = all.get(&name).cloned() {
             head.headers.insert(name, value);
         }
     }
-    let body = Empty::<bytes::Bytes>::new();
-    let body = body.with_trailers(std::future::ready(Some(Ok(trailers))));
+    let body = LateBody::Trailers(Some(trailers(all)));
     Response::from_parts(head, Body::new(body))
+}
+
+/// The beginning of an answer whose end is not known yet: the headers that
+/// make a client stay.
+pub(super) fn begin(request_id: HeaderValue, answering: Answering, call: Call) -> Response<Body> {
+    let mut response = Response::new(Body::new(LateBody::Waiting(answering, Some(call))));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+    headers.insert(REQUEST_ID, request_id);
+    response
+}
+
+/// A call that the service is answering.
+pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+/// A body without a length: a length of 0 could make a proxy think that no
+/// trailers follow.
+enum LateBody {
+    /// The service has not answered yet; then its answer follows.
+    Waiting(Answering, Option<Call>),
+    /// The message and trailers of a success, and its outcome.
+    Message(Body, Option<HeaderValue>),
+    /// Trailers alone: a failure.
+    Trailers(Option<HeaderMap>),
+}
+
+impl http_body::Body for LateBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            match &mut *self {
+                LateBody::Waiting(answering, call) => {
+                    let response = ready!(answering.as_mut().poll(cx));
+                    let (response, code) = tell(response);
+                    if let Some(call) = call.take() {
+                        call.ends(code);
+                    }
+                    let (head, body) = response.into_parts();
+                    *self = match code {
+                        Code::Ok => {
+                            LateBody::Message(body, head.headers.get(status::OUTCOME).cloned())
+                        }
+                        _ => LateBody::Trailers(Some(trailers(head.headers))),
+                    };
+                }
+                LateBody::Message(body, outcome) => {
+                    let mut frame = ready!(Pin::new(body).poll_frame(cx));
+                    let trailers = match &mut frame {
+                        Some(Ok(frame)) => frame.trailers_mut(),
+                        _ => None,
+                    };
+                    if let (Some(trailers), Some(outcome)) = (trailers, outcome.take()) {
+                        trailers.insert(status::OUTCOME, outcome);
+                    }
+                    return Poll::Ready(frame);
+                }
+                LateBody::Trailers(trailers) => {
+                    let frame = trailers
+                        .take()
+                        .map(|trailers| Ok(Frame::trailers(trailers)));
+                    return Poll::Ready(frame);
+                }
+            }
+        }
+    }
+}
+
+/// The headers of a Trailers-Only answer as trailers.
+fn trailers(mut headers: HeaderMap) -> HeaderMap {
+    headers.remove(header::CONTENT_TYPE);
+    headers
 }

@@ -11,8 +11,9 @@ use tonic_health::{
 };
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::answer;
+use super::answer::{self, Answering};
 use crate::{
+    flights::Commit,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
     status,
@@ -57,7 +58,7 @@ impl GrpcServices {
         })
     }
 
-    async fn answer(mut self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
         if request.method() != Method::POST {
             return refuse(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -67,10 +68,22 @@ impl GrpcServices {
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
             let call = self.metrics.call(Batches::NAME, known_method(method));
-            let Ok(response) = self.batches.call(request).await;
-            let (response, code) = answer::shape(response);
-            call.ends(code);
-            return response;
+            let commit = Commit::default();
+            request.extensions_mut().insert(commit.clone());
+            let answering = self.batches.call(request);
+            let mut answering: Answering = Box::pin(async move {
+                let Ok(response) = answering.await;
+                response
+            });
+            return tokio::select! {
+                biased;
+                response = &mut answering => {
+                    let (response, code) = answer::shape(response);
+                    call.ends(code);
+                    response
+                }
+                request_id = commit.committed() => answer::begin(request_id, answering, call),
+            };
         }
         let other = self.others.iter().find(|(name, _)| *name == service);
         match other {

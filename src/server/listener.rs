@@ -1,13 +1,26 @@
 //! Connections in: TCP or a Unix socket, each served as HTTP/2 until it ends
 //! or the server drains.
 
-use std::{fs, io, os::unix::fs::FileTypeExt, path::Path, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::FileTypeExt,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener},
+    sync::Semaphore,
+    time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -58,30 +71,58 @@ pub(super) struct Stop {
     pub(super) connections: TaskTracker,
 }
 
+/// How many connections there may be, and how long each may last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) connections: usize,
+    pub(super) age: Duration,
+}
+
+/// How long a connection may take to begin with HTTP/2.
+const OPENING: Duration = Duration::from_secs(10);
+
+/// How long the calls of a connection may go on after GOAWAY. No create takes
+/// that long; a Health/Watch would stay for ever.
+const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
+
+/// The first bytes of HTTP/2 (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+
 /// Takes connections until the server drains.
-pub(super) async fn accept(listener: Listener, services: GrpcServices, stop: Stop) {
+pub(super) async fn accept(listener: Listener, services: GrpcServices, limits: Limits, stop: Stop) {
     let http2 = http2_server();
+    let slots = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = tokio::select! {
             () = stop.drain.cancelled() => return,
             accepted = accept_one(&listener) => accepted,
         };
-        match accepted {
-            Ok(Stream::Tcp(stream)) => {
-                let _ = stream.set_nodelay(true);
-                let serve = serve(http2.clone(), stream, services.clone(), stop.clone());
-                stop.connections.spawn(serve);
-            }
-            Ok(Stream::Unix(stream)) => {
-                let serve = serve(http2.clone(), stream, services.clone(), stop.clone());
-                stop.connections.spawn(serve);
-            }
+        let stream = match accepted {
+            Ok(stream) => stream,
             Err(error) => {
                 // Such as too many open files: trying again at once would only burn time.
                 tracing::warn!(%error, "no connection was accepted");
                 tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
             }
-        }
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            tracing::warn!("a connection was closed: there are as many as there may be");
+            continue;
+        };
+        let age = limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
+        let (http2, services, stop) = (http2.clone(), services.clone(), stop.clone());
+        let connections = stop.connections.clone();
+        connections.spawn(async move {
+            let _slot = slot;
+            match stream {
+                Stream::Tcp(stream) => {
+                    let _ = stream.set_nodelay(true);
+                    serve(http2, stream, services, age, stop).await;
+                }
+                Stream::Unix(stream) => serve(http2, stream, services, age, stop).await,
+            }
+        });
     }
 }
 
@@ -115,21 +156,93 @@ async fn serve(
     http2: http2::Builder<TokioExecutor>,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     services: GrpcServices,
+    age: Duration,
     stop: Stop,
 ) {
+    let received = Arc::new(AtomicUsize::new(0));
+    let stream = Counted {
+        stream,
+        received: received.clone(),
+    };
     let connection = http2.serve_connection(TokioIo::new(stream), services);
     tokio::pin!(connection);
+    let silent = async {
+        sleep(OPENING).await;
+        // hyper itself would wait for ever.
+        if received.load(Ordering::Relaxed) >= PREFACE {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.drain.cancelled() => {
+        () = silent => return,
+        () = stop.kill.cancelled() => return,
+        () = first(stop.drain.cancelled(), sleep(age)) => {
             connection.as_mut().graceful_shutdown(); // GOAWAY
             tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = stop.kill.cancelled() => return,
+                () = first(stop.kill.cancelled(), sleep(LAST_CALLS)) => return,
             }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection ended");
+    }
+}
+
+async fn first(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    tokio::select! {
+        () = one => {}
+        () = other => {}
+    }
+}
+
+/// Counts what a connection has received.
+struct Counted<S> {
+    stream: S,
+    received: Arc<AtomicUsize>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
+        let read = buffer.filled().len() - before;
+        self.received.fetch_add(read, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

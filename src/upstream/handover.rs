@@ -11,7 +11,7 @@ use std::{
     fmt,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
@@ -45,10 +45,76 @@ impl Handover {
         }
     }
 
+    fn is_taken(&self) -> bool {
+        self.0.load(Ordering::Acquire) == TAKEN
+    }
+
     fn take(&self) -> bool {
         self.0
             .compare_exchange(HELD, TAKEN, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
+    }
+}
+
+/// What of a call may be upstream, over all of its attempts.
+#[derive(Clone, Debug, Default)]
+pub struct Sending(Arc<Mutex<SendingState>>);
+
+#[derive(Debug, Default)]
+struct SendingState {
+    called_back: bool,
+    earlier_try_is_open: bool,
+    /// The last attempt, unless it is known that it created nothing.
+    attempt: Option<Handover>,
+}
+
+impl Sending {
+    /// Begins an attempt; `None` where the call has been called back.
+    pub fn begin(&self) -> Option<Handover> {
+        let mut state = self.state();
+        if state.called_back {
+            return None;
+        }
+        Some(state.attempt.insert(Handover::default()).clone())
+    }
+
+    /// The last attempt certainly created nothing.
+    pub fn nothing_was_created(&self) {
+        self.state().attempt = None;
+    }
+
+    /// Whether something of the call may have been sent that creates a batch.
+    pub fn may_be_upstream(&self) -> bool {
+        self.state()
+            .attempt
+            .as_ref()
+            .is_some_and(Handover::is_taken)
+    }
+
+    /// Whether an earlier try of the same call may still create the batch.
+    pub fn earlier_try_is_open(&self) -> bool {
+        self.state().earlier_try_is_open
+    }
+
+    /// Says whether an earlier try may still create the batch.
+    pub fn set_earlier_try_is_open(&self, is_open: bool) {
+        self.state().earlier_try_is_open = is_open;
+    }
+
+    /// Calls the call back. True: nothing of it was sent that may have created
+    /// anything, and nothing will be.
+    pub fn call_back(&self) -> bool {
+        let mut state = self.state();
+        let not_sent = match &state.attempt {
+            Some(attempt) => attempt.revoke(),
+            None => true,
+        };
+        state.called_back |= not_sent;
+        not_sent
+    }
+
+    fn state(&self) -> MutexGuard<'_, SendingState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,5 +183,21 @@ mod tests {
         assert!(handover.revoke());
         assert!(body.collect().await.is_err());
         assert!(handover.revoke());
+    }
+
+    #[tokio::test]
+    async fn a_call_is_called_back_or_may_be_upstream() {
+        let sending = Sending::default();
+        let first = sending.begin().expect("not called back");
+        first.body(Vec::new()).collect().await.expect("the body");
+        assert!(
+            !sending.call_back(),
+            "the first attempt may have created something"
+        );
+        sending.nothing_was_created();
+        let second = sending.begin().expect("not called back");
+        assert!(sending.call_back(), "the second was not sent");
+        assert!(second.body(Vec::new()).collect().await.is_err());
+        assert!(sending.begin().is_none());
     }
 }

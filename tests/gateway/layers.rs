@@ -17,16 +17,19 @@ fn sources(room: &str) -> String {
 }
 
 /// From the top down; a room uses rooms that stand further right.
-const ROOMS: [&str; 13] = [
+const ROOMS: [&str; 16] = [
     "cli",
     "simulator",
     "server",
     "config",
     "service",
-    "in_flight",
+    "create",
+    "flights",
     "upstream",
+    "recent",
     "telemetry",
     "status",
+    "attempts",
     "mapping",
     "deadline",
     "credentials",

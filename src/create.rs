@@ -1,0 +1,343 @@
+//! One create, from the first look to a settled end: look the external id up,
+//! send, send again only what was certainly not created, and look again where
+//! the outcome is unknown.
+
+use std::{sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use tokio::time::{Instant, sleep};
+use tonic::Code;
+use tower::retry::budget::{Budget, TpsBudget};
+
+use crate::{
+    mapping,
+    outcome::{Failure, LookUpFailure, NeverSent, Outcome, Settled},
+    proto::v1::{Batch, BatchOrigin, CreateBatchRequest},
+    recent::{ExternalId, Known, Recent},
+    status,
+    telemetry::Metrics,
+    upstream::{Sending, Upstream},
+};
+
+/// When external ids are looked up before a create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookUp {
+    /// Always.
+    Always,
+    /// Where the call is known to be a retry.
+    OnRetry,
+    /// Never, also not after an unknown outcome.
+    Never,
+}
+
+/// How often a request is sent at most.
+const ATTEMPTS: u32 = 3;
+
+/// The pause before the second attempt; it doubles, and is jittered.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest `Retry-After` that is waited for here; longer ones are the
+/// caller's.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The pauses between look-ups that find nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const LOOK_AGAIN_AT_MOST: Duration = Duration::from_secs(2);
+
+/// Retries per request. Deposits of the last 10 s count, so that over any
+/// minute of an outage at most 0.08 × 70 / 60 < 0.1 retries per call are made.
+const RETRIES_PER_REQUEST: f32 = 0.08;
+
+/// A create that a caller asks for.
+#[derive(Clone, Debug)]
+pub struct CreateCall {
+    /// What it carries upstream.
+    pub headers: HeaderMap,
+    /// The message.
+    pub message: CreateBatchRequest,
+    /// The message as JSON.
+    pub body: Vec<u8>,
+    /// Its external id, if it has one.
+    pub external_id: Option<ExternalId>,
+    /// Which try this is, as far as the caller's side says so.
+    pub attempt: u32,
+    /// For whom: [`crate::credentials::fingerprint`].
+    pub caller: u64,
+    /// When the caller must have its answer.
+    pub deadline: Option<Instant>,
+}
+
+impl CreateCall {
+    /// Whether a pause would outlast the caller.
+    fn ends_within(&self, pause: Duration) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() + pause >= deadline)
+    }
+}
+
+/// Settles creates.
+#[derive(Clone, Debug)]
+pub struct Creator {
+    upstream: Upstream,
+    look_up: LookUp,
+    /// How long one request may take.
+    longest: Duration,
+    recent: Arc<Recent>,
+    budget: Arc<TpsBudget>,
+    metrics: Arc<Metrics>,
+}
+
+impl Creator {
+    /// Settles creates by `upstream`; each request may take `longest`.
+    pub fn new(
+        upstream: Upstream,
+        look_up: LookUp,
+        longest: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let budget = TpsBudget::new(Duration::from_secs(10), 0, RETRIES_PER_REQUEST);
+        Creator {
+            upstream,
+            look_up,
+            longest,
+            recent: Arc::default(),
+            budget: Arc::new(budget),
+            metrics,
+        }
+    }
+
+    /// Settles one create. `sending` tells whoever else holds it what may be
+    /// upstream.
+    pub async fn settle(&self, call: CreateCall, sending: Sending) -> Result<Settled, Failure> {
+        self.budget.deposit();
+        let Some(external_id) = &call.external_id else {
+            let batch = self.create(&call, &sending).await?;
+            return Ok(created(batch));
+        };
+
+        let known = self.recent.get(external_id);
+        let open_until = self.earlier_try_ends(&call, known.as_ref());
+        sending.set_earlier_try_is_open(open_until.is_some());
+        if let Some(batch) = self
+            .look_before(&call, external_id, known, open_until)
+            .await?
+        {
+            return found(&call, batch);
+        }
+
+        sending.set_earlier_try_is_open(false);
+
+        let result = self.create(&call, &sending).await;
+        let known = match &result {
+            Ok(batch) => Known::Created {
+                batch: Box::new(batch.clone()),
+                caller: call.caller,
+            },
+            Err(failure) => match status::row(failure).outcome {
+                Outcome::NotCreated => Known::NotCreated(call.attempt),
+                _ => Known::Unknown(Instant::now() + self.longest),
+            },
+        };
+        self.recent.remember(external_id.clone(), known);
+        match result {
+            Ok(batch) => Ok(created(batch)),
+            Err(failure) => self.recover(&call, external_id, failure).await,
+        }
+    }
+
+    /// Until when an earlier try of this call may still create the batch: a
+    /// try's request takes no longer than `longest`.
+    fn earlier_try_ends(&self, call: &CreateCall, known: Option<&Known>) -> Option<Instant> {
+        match known {
+            Some(Known::Unknown(until)) => Some(*until),
+            // The try before this one was made here, and is over.
+            Some(Known::NotCreated(attempt)) if call.attempt == attempt.saturating_add(1) => None,
+            _ if call.attempt > 1 => Some(Instant::now() + self.longest),
+            _ => None,
+        }
+    }
+
+    /// Looks for the batch before anything is sent, and goes on looking while
+    /// an earlier try may still create it.
+    async fn look_before(
+        &self,
+        call: &CreateCall,
+        external_id: &ExternalId,
+        known: Option<Known>,
+        open_until: Option<Instant>,
+    ) -> Result<Option<Batch>, Failure> {
+        let look = match self.look_up {
+            LookUp::Always => true,
+            LookUp::OnRetry => open_until.is_some() || call.attempt > 1,
+            LookUp::Never => false,
+        };
+        let (mut pause, mut failures) = (LOOK_AGAIN, 0);
+        loop {
+            if look {
+                match self.look_up_once(call, external_id).await {
+                    Ok(Some(batch)) => return Ok(Some(batch)),
+                    Ok(None) => {}
+                    Err(cause) => {
+                        failures += 1;
+                        if self.may_repeat(call, &cause, failures) {
+                            sleep(jittered(pause)).await;
+                            continue;
+                        }
+                        let is_retry = open_until.is_some();
+                        let failure = LookUpFailure { cause, is_retry };
+                        return Err(Failure::LookUp(Box::new(failure)));
+                    }
+                }
+            }
+            // A look-up that was answered shows that this caller may hear of another's batch.
+            match known {
+                Some(Known::Created { batch, caller }) if look || caller == call.caller => {
+                    return Ok(Some(*batch));
+                }
+                _ if !look => return Ok(None),
+                _ => {}
+            }
+            match open_until {
+                Some(until) if Instant::now() < until => sleep(jittered(pause)).await,
+                _ => return Ok(None),
+            }
+            pause = (pause * 3 / 2).min(LOOK_AGAIN_AT_MOST);
+        }
+    }
+
+    /// After a create with an unknown outcome: looks for the batch until it is
+    /// there, or its request's time would be over.
+    async fn recover(
+        &self,
+        call: &CreateCall,
+        external_id: &ExternalId,
+        failure: Failure,
+    ) -> Result<Settled, Failure> {
+        let lost = status::row(&failure).outcome != Outcome::NotCreated;
+        if !lost || self.look_up == LookUp::Never {
+            return Err(failure);
+        }
+        let until = Instant::now() + self.longest;
+        let mut pause = LOOK_AGAIN;
+        loop {
+            match self.look_up_once(call, external_id).await {
+                Ok(Some(batch)) if mapping::is_same_content(&call.message, &batch) => {
+                    let known = Known::Created {
+                        batch: Box::new(batch.clone()),
+                        caller: call.caller,
+                    };
+                    self.recent.remember(external_id.clone(), known);
+                    return Ok(Settled {
+                        batch,
+                        origin: BatchOrigin::Recovered,
+                    });
+                }
+                Ok(Some(_)) => return Err(failure), // somebody else's
+                Ok(None) => {}
+                // An upstream that is down must not be asked again and again.
+                Err(_) if self.budget.withdraw() => {}
+                Err(_) => return Err(failure),
+            }
+            if Instant::now() + pause >= until || call.ends_within(pause) {
+                return Err(failure);
+            }
+            sleep(jittered(pause)).await;
+            pause = (pause * 3 / 2).min(LOOK_AGAIN_AT_MOST);
+        }
+    }
+
+    /// Whether a look-up that failed is worth another.
+    fn may_repeat(&self, call: &CreateCall, cause: &Failure, failures: u32) -> bool {
+        let refused =
+            matches!(cause, Failure::Refused(refusal) if refusal.status.is_client_error());
+        let repeat = !refused && failures < ATTEMPTS && !call.ends_within(LOOK_AGAIN);
+        let repeat = repeat && self.budget.withdraw();
+        if repeat {
+            self.metrics.retry();
+        }
+        repeat
+    }
+
+    async fn look_up_once(
+        &self,
+        call: &CreateCall,
+        external_id: &ExternalId,
+    ) -> Result<Option<Batch>, Failure> {
+        let found = self
+            .upstream
+            .find_batches(call.headers.clone(), &external_id.id)
+            .await;
+        self.metrics.look_up(&found);
+        Ok(found?.into_iter().next())
+    }
+
+    /// `POST /batches`, repeated only where nothing was created.
+    async fn create(&self, call: &CreateCall, sending: &Sending) -> Result<Batch, Failure> {
+        let mut attempt = 1;
+        loop {
+            let Some(handover) = sending.begin() else {
+                return Err(Failure::DeadlineBeforeSending);
+            };
+            let asked =
+                self.upstream
+                    .create_batch(call.headers.clone(), call.body.clone(), &handover);
+            let result = match tokio::time::timeout(self.longest, asked).await {
+                Ok(result) => result,
+                Err(_) if handover.revoke() => Err(Failure::NeverSent(NeverSent::ConnectTimeout)),
+                Err(_) => Err(Failure::TimedOut(self.longest)),
+            };
+            let failure = match result {
+                Ok(batch) => return Ok(batch),
+                Err(failure) => failure,
+            };
+            if status::row(&failure).outcome != Outcome::NotCreated {
+                return Err(failure);
+            }
+            sending.nothing_was_created();
+            let Some(pause) = pause_before_retry(&failure, attempt) else {
+                return Err(failure);
+            };
+            if attempt == ATTEMPTS || call.ends_within(pause) || !self.budget.withdraw() {
+                return Err(failure);
+            }
+            self.metrics.retry();
+            sleep(pause).await;
+            attempt += 1;
+        }
+    }
+}
+
+/// How long to wait before a failed attempt is repeated; `None` where that
+/// would not help, or would take longer than a call should hang.
+fn pause_before_retry(failure: &Failure, attempt: u32) -> Option<Duration> {
+    let stated = status::retry_after(failure);
+    let pause = match status::row(failure).code {
+        Code::Unavailable => stated.unwrap_or_else(|| jittered(FIRST_PAUSE * (1 << (attempt - 1)))),
+        Code::ResourceExhausted => stated?,
+        _ => return None,
+    };
+    (pause <= LONGEST_PAUSE).then_some(pause)
+}
+
+/// Half to all of a pause.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+fn created(batch: Batch) -> Settled {
+    Settled {
+        batch,
+        origin: BatchOrigin::Created,
+    }
+}
+
+fn found(call: &CreateCall, batch: Batch) -> Result<Settled, Failure> {
+    if mapping::is_same_content(&call.message, &batch) {
+        Ok(Settled {
+            batch,
+            origin: BatchOrigin::Found,
+        })
+    } else {
+        Err(Failure::ExternalIdTaken { batch_id: batch.id })
+    }
+}

@@ -1,0 +1,138 @@
+//! Batches that Catalog lists, and whether one of them is the batch that a
+//! request asks for.
+
+use super::{NoBatch, batch::batch_from_object, json::Json};
+use crate::proto::v1::{Batch, CreateBatchRequest};
+
+/// Reads the answer to Catalog's `GET /batches`: a map of batches by id
+/// (Catalog Service API reference), in Catalog's order.
+pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim_start_matches('\u{feff}');
+    if text.trim().is_empty() {
+        return Err(NoBatch::Empty);
+    }
+    let json = Json::parse(text).ok_or(NoBatch::NotJson)?;
+    let members = json.object().ok_or(NoBatch::NoId)?;
+    members
+        .into_iter()
+        .map(|(id, json)| {
+            let mut batch = batch_from_object(json).ok_or(NoBatch::NoId)?;
+            batch.id = id;
+            Ok(batch)
+        })
+        .collect()
+}
+
+/// Whether a batch is what the request asks for, as far as both show it: the
+/// dataset, the members of the input format, the values of tags of the same
+/// name, and what the batch replaces. What Catalog does not show is not
+/// compared, nor how a format's name is written.
+pub fn is_same_content(request: &CreateBatchRequest, batch: &Batch) -> bool {
+    let mut datasets = batch
+        .related_objects
+        .iter()
+        .filter(|object| object.r#type.as_deref() == Some("dataSet"))
+        .filter_map(|object| object.id.as_deref())
+        .peekable();
+    let dataset = datasets.peek().is_none() || datasets.any(|id| id == request.dataset_id);
+
+    let format = match (&request.input_format, &batch.input_format) {
+        (Some(asked), Some(shown)) => {
+            let word = |word: &Option<String>| word.as_ref().map(|w| w.to_ascii_lowercase());
+            agree(&word(&asked.format), &word(&shown.format))
+                && agree(&asked.is_multi_line_json, &shown.is_multi_line_json)
+                && agree(&asked.delimiter, &shown.delimiter)
+                && agree(&asked.quote, &shown.quote)
+                && agree(&asked.escape, &shown.escape)
+                && agree(&asked.null_marker, &shown.null_marker)
+                && agree(&asked.charset, &shown.charset)
+                && agree(&asked.header, &shown.header)
+        }
+        _ => true,
+    };
+    let tags = request.tags.iter().all(|(name, asked)| {
+        let shown = batch.tags.get(name);
+        shown.is_none_or(|shown| shown == asked)
+    });
+    let replay = match (&request.replay, &batch.replay) {
+        (Some(asked), Some(shown)) => {
+            let lists = |asked: &[String], shown: &[String]| shown.is_empty() || asked == shown;
+            agree(&asked.reason, &shown.reason) && lists(&asked.predecessors, &shown.predecessors)
+        }
+        _ => true,
+    };
+    dataset && format && tags && replay
+}
+
+fn agree<T: PartialEq>(asked: &Option<T>, shown: &Option<T>) -> bool {
+    match (asked, shown) {
+        (Some(asked), Some(shown)) => asked == shown,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::v1::{InputFormat, TagValues};
+
+    #[test]
+    fn a_map_of_batches() {
+        let read = |text: &str| batches_from_json(text.as_bytes());
+        assert_eq!(read("{}"), Ok(Vec::new()));
+        let batches = read(r#"{"a":{"status":"active","x":1},"b":{"id":"other"}}"#).expect("two");
+        assert_eq!(batches[0].id, "a");
+        assert!(batches[0].extra.is_some());
+        assert_eq!(batches[1].id, "b");
+        for (odd, expected) in [
+            ("", NoBatch::Empty),
+            ("<html>", NoBatch::NotJson),
+            ("[]", NoBatch::NoId),
+            (r#"{"a":1}"#, NoBatch::NoId),
+        ] {
+            assert_eq!(read(odd), Err(expected), "{odd}");
+        }
+    }
+
+    #[test]
+    fn content_is_compared_where_both_show_it() {
+        let mut request = CreateBatchRequest {
+            dataset_id: "d".to_owned(),
+            ..Default::default()
+        };
+        let batch = |text: &str| {
+            let text = format!(r#"{{"b":{text}}}"#);
+            let mut batches = batches_from_json(text.as_bytes()).expect(&text);
+            batches.remove(0)
+        };
+        let other_dataset = batch(r#"{"relatedObjects":[{"type":"dataSet","id":"other"}]}"#);
+        assert!(!is_same_content(&request, &other_dataset));
+        let same = batch(
+            r#"{"relatedObjects":[{"type":"dataSet","id":"d"},{"type":"batch","id":"x"}],
+                "inputFormat":{"format":"json"},"tags":{"t":["1"],"own":["2"]}}"#,
+        );
+        assert!(is_same_content(&request, &same));
+        assert!(is_same_content(&request, &batch("{}")));
+
+        let format = |format: &str| {
+            Some(InputFormat {
+                format: Some(format.to_owned()),
+                ..Default::default()
+            })
+        };
+        request.input_format = format("JSON");
+        assert!(is_same_content(&request, &same));
+        request.input_format = format("csv");
+        assert!(!is_same_content(&request, &same));
+        request.input_format = None;
+
+        let tag = |value: &str| TagValues {
+            values: vec![value.to_owned()],
+        };
+        request.tags = [("t".to_owned(), tag("1")), ("new".to_owned(), tag("3"))].into();
+        assert!(is_same_content(&request, &same));
+        request.tags = [("t".to_owned(), tag("2"))].into();
+        assert!(!is_same_content(&request, &same));
+    }
+}
