@@ -5,10 +5,8 @@ FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /build
 
 # Linked with glibc's static libraries, because the final image has no libraries.
-# The crate getrandom looks for the system call with dlsym, which finds nothing in
-# a static program, and would then read /dev/random instead: the cfg has it linked.
 # Build scripts are not touched by this, as long as --target is given.
-ENV RUSTFLAGS='-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"'
+ENV RUSTFLAGS="-C target-feature=+crt-static"
 
 # The dependencies first, with empty sources: this layer lasts until Cargo.toml
 # or Cargo.lock changes.
@@ -25,7 +23,6 @@ COPY src src
 RUN touch build.rs src/lib.rs src/main.rs \
     && cargo build --release --locked --target "$(rustc --print host-tuple)" \
     && cp target/*/release/aep-batch-gateway /
-RUN printf '127.0.0.1 localhost\n::1 localhost\n' > /hosts
 
 FROM scratch
 LABEL org.opencontainers.image.title="aep-batch-gateway" \
@@ -34,9 +31,6 @@ LABEL org.opencontainers.image.title="aep-batch-gateway" \
 
 # The TLS client of the gateway trusts these, and does not start without any.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-# The health check asks localhost. Docker and Kubernetes put their own file here,
-# but bare runtimes such as runc put none.
-COPY --from=build /hosts /etc/hosts
 COPY LICENSE /
 COPY --from=build /aep-batch-gateway /
 

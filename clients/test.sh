@@ -107,6 +107,17 @@ check_client() {
         env AEP_TOKEN= "$@"
 }
 
+# readme LANGUAGE: the program in that language in the README, for this address
+readme() {
+    sed -n "/^\`\`\`$1\$/,/^\`\`\`\$/p" ../README.md | sed '1d;$d' | sed "s/127.0.0.1:50051/$address/"
+}
+mkdir -p go/readme
+readme python >python/readme.py
+readme go >go/readme/main.go
+go -C go build -buildvcs=false -o "$tools/bin/readme" ./readme
+check "README: python" "" 0 1 '^[0-9a-f]{32}$' "$tools/venv/bin/python" python/readme.py
+check "README: go" "" 0 1 '^[0-9a-f]{32}$' "$tools/bin/readme"
+
 check_client python "$tools/venv/bin/python" python/create_batch.py "$address"
 check_client go "$tools/bin/create-batch" "$address"
 

@@ -72,6 +72,9 @@ struct Simulate {
     /// How long each create takes.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     latency: Duration,
+    /// How long it takes until Catalog shows a new batch.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    catalog_lag: Duration,
 }
 
 #[derive(Args)]
@@ -196,6 +199,7 @@ async fn run_simulator(simulate: Simulate) -> io::Result<ExitCode> {
         share: simulate.share,
         seed: simulate.seed,
         latency: simulate.latency,
+        catalog_lag: simulate.catalog_lag,
     };
     let simulator = Simulator::start(simulate.listen, options).await?;
     let line = json!({
@@ -232,7 +236,8 @@ async fn check_health(healthcheck: Healthcheck) -> io::Result<ExitCode> {
 fn connect(listen: &Listen) -> io::Result<Channel> {
     let target = match listen {
         Listen::Tcp(address) if address.ip().is_unspecified() => {
-            format!("http://localhost:{}", address.port())
+            // Not localhost: a bare container has no file of host names.
+            format!("http://127.0.0.1:{}", address.port())
         }
         Listen::Tcp(address) => format!("http://{address}"),
         Listen::Unix(path) => format!("unix://{}", path.display()),

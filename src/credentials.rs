@@ -99,7 +99,7 @@ pub fn request_id(metadata: &HeaderMap) -> HeaderValue {
     match metadata.get(REQUEST_ID) {
         Some(id) if is_token(id.as_bytes()) && id.len() <= LONGEST => id.clone(),
         #[expect(clippy::expect_used, reason = "a UUID is ASCII")]
-        _ => HeaderValue::from_str(&Uuid::new_v4().to_string()).expect("a header value"),
+        _ => HeaderValue::from_str(&new_id().to_string()).expect("a header value"),
     }
 }
 
@@ -114,6 +114,12 @@ pub fn purpose(caller: u64, body: &[u8]) -> u64 {
 }
 
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// A random UUID. Not by the operating system's generator, which `uuid` would
+/// panic without: an id in a log guards nothing.
+fn new_id() -> Uuid {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid()
+}
 
 /// The one good value of a header, or what is wrong. The value itself is never
 /// quoted: it may be a secret.

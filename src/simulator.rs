@@ -14,13 +14,13 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 
 pub use self::fault::Fault;
 use self::wire::{Connection, FaultyStream};
@@ -39,6 +39,8 @@ pub struct SimulatorOptions {
     pub seed: u64,
     /// How long each create takes.
     pub latency: Duration,
+    /// How long it takes until Catalog shows a new batch.
+    pub catalog_lag: Duration,
 }
 
 /// A request as it arrived.
@@ -73,8 +75,11 @@ struct State {
 struct Memory {
     random: fastrand::Rng,
     next_faults: VecDeque<Fault>,
+    /// The statuses that the next look-ups meet.
+    next_look_ups: VecDeque<StatusCode>,
     received: VecDeque<Received>,
-    batches: VecDeque<Value>,
+    /// With the moment from which Catalog shows them.
+    batches: VecDeque<(Instant, Value)>,
 }
 
 impl State {
@@ -84,6 +89,13 @@ impl State {
 }
 
 impl Memory {
+    fn order(&mut self, fault: Fault) {
+        match fault {
+            Fault::LookUp(status) => self.next_look_ups.push_back(status),
+            fault => self.next_faults.push_back(fault),
+        }
+    }
+
     /// The fault for the next create.
     fn fault(&mut self, options: &SimulatorOptions) -> Option<Fault> {
         if let Some(fault) = self.next_faults.pop_front() {
@@ -113,6 +125,7 @@ impl Simulator {
             memory: Mutex::new(Memory {
                 random: fastrand::Rng::with_seed(options.seed),
                 next_faults: VecDeque::new(),
+                next_look_ups: VecDeque::new(),
                 received: VecDeque::new(),
                 batches: VecDeque::new(),
             }),
@@ -141,9 +154,10 @@ impl Simulator {
         format!("http://{}{}", self.address, rest::CATALOG)
     }
 
-    /// The next create meets this fault, after those that wait already.
+    /// The next create (or look-up) meets this fault, after those that wait
+    /// already.
     pub fn meet(&self, fault: Fault) {
-        self.state.memory().next_faults.push_back(fault);
+        self.state.memory().order(fault);
     }
 
     /// Every request so far.
@@ -153,7 +167,12 @@ impl Simulator {
 
     /// Every batch that was created, as the API would show it.
     pub fn batches(&self) -> Vec<Value> {
-        self.state.memory().batches.iter().cloned().collect()
+        let memory = self.state.memory();
+        memory
+            .batches
+            .iter()
+            .map(|(_, batch)| batch.clone())
+            .collect()
     }
 }
 

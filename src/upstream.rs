@@ -4,9 +4,9 @@
 //! Every attempt is ours: the HTTP client follows no redirect, keeps no
 //! cookie, decompresses nothing and repeats nothing by itself.
 
-mod error_body;
+pub mod error_body;
 mod handover;
-mod quote;
+pub mod quote;
 
 use std::{error::Error, time::Duration};
 

@@ -15,6 +15,9 @@ pub enum Fault {
     /// `lost-NNN`: the batch is created, but a proxy answers HTML with this
     /// status.
     Lost(StatusCode),
+    /// `lookup-NNN`: the next look-up, not a create, gets the API's own error
+    /// of this status.
+    LookUp(StatusCode),
     /// `delay-NNN`: the create takes that many milliseconds more.
     Delay(Duration),
     /// `reset-before-read`: the next connection is reset as soon as it exists.
@@ -84,6 +87,7 @@ impl FromStr for Fault {
                 "status" => status().map(Fault::Status),
                 "proxy" => status().map(Fault::Proxy),
                 "lost" => status().map(Fault::Lost),
+                "lookup" => status().map(Fault::LookUp),
                 "delay" => Some(Fault::Delay(Duration::from_millis(number.parse().ok()?))),
                 _ => None,
             }
@@ -91,7 +95,7 @@ impl FromStr for Fault {
         numbered.ok_or_else(|| {
             let named: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
             format!(
-                "no fault is called {name:?}; there are status-NNN, proxy-NNN, lost-NNN, \
+                "no fault is called {name:?}; there are status-NNN, proxy-NNN, lost-NNN, lookup-NNN, \
                  delay-MILLISECONDS, {}",
                 named.join(", ")
             )
@@ -105,6 +109,7 @@ impl fmt::Display for Fault {
             Fault::Status(status) => write!(f, "status-{}", status.as_str()),
             Fault::Proxy(status) => write!(f, "proxy-{}", status.as_str()),
             Fault::Lost(status) => write!(f, "lost-{}", status.as_str()),
+            Fault::LookUp(status) => write!(f, "lookup-{}", status.as_str()),
             Fault::Delay(delay) => write!(f, "delay-{}", delay.as_millis()),
             named => {
                 let found = NAMED.iter().find(|(_, fault)| fault == named);
@@ -120,7 +125,13 @@ mod tests {
 
     #[test]
     fn every_name_is_read_back() {
-        let numbered = ["status-403", "proxy-502", "lost-504", "delay-20"];
+        let numbered = [
+            "status-403",
+            "proxy-502",
+            "lost-504",
+            "lookup-403",
+            "delay-20",
+        ];
         for name in NAMED.map(|(name, _)| name).iter().chain(&numbered) {
             let fault: Fault = name.parse().expect(name);
             assert_eq!(fault.to_string(), *name);

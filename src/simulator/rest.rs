@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
 use reqwest::Url;
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use uuid::Uuid;
 
@@ -83,7 +84,9 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
                 text.split_whitespace().map(str::parse).collect();
             match faults {
                 Ok(faults) => {
-                    state.memory().next_faults.extend(faults);
+                    faults
+                        .into_iter()
+                        .for_each(|fault| state.memory().order(fault));
                     let waiting: Vec<_> = (state.memory().next_faults.iter())
                         .map(Fault::to_string)
                         .collect();
@@ -94,10 +97,16 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
         }
         ("DELETE", "/faults") => {
             state.memory().next_faults.clear();
+            state.memory().next_look_ups.clear();
             json_answer(StatusCode::OK, &json!({ "waiting": [] }))
         }
         ("GET", "/batches") => {
-            let batches: Vec<Value> = state.memory().batches.iter().cloned().collect();
+            let memory = state.memory();
+            let batches = memory
+                .batches
+                .iter()
+                .map(|(_, batch)| batch.clone())
+                .collect();
             json_answer(StatusCode::OK, &Value::Array(batches))
         }
         _ => problem(
@@ -202,7 +211,8 @@ async fn create(
     }
 
     let batch = new_batch(headers, &request);
-    remember(&mut state.memory().batches, batch.clone());
+    let visible = Instant::now() + state.options.catalog_lag;
+    remember(&mut state.memory().batches, (visible, batch.clone()));
     let id = batch["id"].as_str().unwrap_or_default();
     let mut answer = match fault {
         Some(Fault::Lost(status)) => return Ok(html(status)),
@@ -270,7 +280,7 @@ fn ingest_batch(body: &[u8]) -> Result<Map<String, Value>, String> {
 
 /// A batch as the documentation shows it.
 fn new_batch(headers: &HeaderMap, request: &Map<String, Value>) -> Value {
-    let id = Uuid::new_v4().simple().to_string();
+    let id = new_id().simple().to_string();
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64);
@@ -333,8 +343,19 @@ fn catalog(state: &State, method: &Method, path: &str, uri: &http::Uri) -> Answe
         None => return problem(StatusCode::NOT_FOUND, "No such resource"),
     };
     let limit = query("limit").and_then(|limit| limit.parse().ok());
-    let memory = state.memory();
-    let found: Map<String, Value> = (memory.batches.iter().rev())
+    let mut memory = state.memory();
+    if let Some(status) = memory.next_look_ups.pop_front() {
+        return api_error(status);
+    }
+    let mut batches: Vec<&Value> = (memory.batches.iter())
+        .filter(|(visible, _)| *visible <= Instant::now())
+        .map(|(_, batch)| batch)
+        .collect();
+    // Newest first unless asked otherwise.
+    if !query("orderBy").is_some_and(|order| order.starts_with("asc:created")) {
+        batches.reverse();
+    }
+    let found: Map<String, Value> = (batches.into_iter())
         .filter(|batch| wanted_id.is_none_or(|id| batch["id"] == id))
         .filter(|batch| query("externalId").is_none_or(|id| batch["externalId"] == *id))
         .filter(|batch| query("dataSet").is_none_or(|id| of_dataset(batch, &id)))
@@ -406,11 +427,15 @@ fn full(status: StatusCode, media_type: &'static str, body: String) -> Answer {
     answer
         .headers_mut()
         .insert(header::CONTENT_TYPE, media_type);
-    let id = Uuid::new_v4().to_string();
+    let id = new_id().to_string();
     if let Ok(id) = id.parse() {
         answer.headers_mut().insert("x-request-id", id);
     }
     answer
+}
+
+fn new_id() -> Uuid {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid()
 }
 
 /// An answer that breaks off in its middle.

@@ -16,7 +16,7 @@ const LONGEST: usize = 1024;
 /// - `{"error":"invalid_client","error_description":"…"}`, OAuth
 ///
 /// A body of another shape is quoted as it is.
-pub(super) fn read(body: &[u8], quote: &Quote) -> ApiError {
+pub fn read(body: &[u8], quote: &Quote) -> ApiError {
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => read_object(&object, quote),
         _ => None,

@@ -7,7 +7,7 @@ use crate::credentials;
 
 /// Quotes upstream text for one call.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Quote {
+pub struct Quote {
     secrets: Vec<String>,
 }
 
@@ -15,7 +15,7 @@ const REDACTED: &str = "[redacted]";
 
 impl Quote {
     /// Hides the secrets that stand in these request headers.
-    pub(super) fn without_secrets_of(headers: &HeaderMap) -> Self {
+    pub fn without_secrets_of(headers: &HeaderMap) -> Self {
         let secrets = headers
             .iter()
             .filter(|(name, _)| credentials::is_secret(name))
@@ -27,7 +27,7 @@ impl Quote {
     }
 
     /// At most `longest` bytes of `text`, safe to show.
-    pub(super) fn text(&self, text: &str, longest: usize) -> String {
+    pub fn text(&self, text: &str, longest: usize) -> String {
         let mut text = text.to_owned();
         for secret in &self.secrets {
             text = text.replace(secret, REDACTED);
@@ -50,7 +50,7 @@ impl Quote {
     }
 
     /// The beginning of a body, whatever it is.
-    pub(super) fn bytes(&self, bytes: &[u8], longest: usize) -> String {
+    pub fn bytes(&self, bytes: &[u8], longest: usize) -> String {
         self.text(&String::from_utf8_lossy(bytes), longest)
     }
 }

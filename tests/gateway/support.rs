@@ -4,7 +4,7 @@ mod gateway;
 mod scripted;
 mod tls;
 
-pub(crate) use gateway::{CREDENTIALS, Gateway, RawAnswer, frame, request};
+pub(crate) use gateway::{CREDENTIALS, Gateway, RawAnswer, frame, request, with_id};
 pub(crate) use scripted::{Scripted, Step};
 pub(crate) use tls::{TlsFront, certificate};
 
@@ -12,8 +12,10 @@ use aep_batch_gateway::simulator::{Simulator, SimulatorOptions};
 
 /// A simulated upstream on a free port.
 pub(crate) async fn simulator() -> Simulator {
+    simulator_with(SimulatorOptions::default()).await
+}
+
+pub(crate) async fn simulator_with(options: SimulatorOptions) -> Simulator {
     let address = ([127, 0, 0, 1], 0).into();
-    Simulator::start(address, SimulatorOptions::default())
-        .await
-        .unwrap()
+    Simulator::start(address, options).await.unwrap()
 }

@@ -6,8 +6,11 @@ use std::{
     time::Duration,
 };
 
-use aep_batch_gateway::proto::v1::{
-    Batch, CreateBatchRequest, batch_service_client::BatchServiceClient,
+use aep_batch_gateway::{
+    proto::v1::{
+        Batch, CreateBatchRequest, CreateBatchResponse, batch_service_client::BatchServiceClient,
+    },
+    simulator::Simulator,
 };
 use bytes::{BufMut, Bytes};
 use http::{HeaderMap, HeaderValue};
@@ -45,6 +48,14 @@ pub(crate) fn request() -> CreateBatchRequest {
     }
 }
 
+/// A request with a dataset and an external id.
+pub(crate) fn with_id(external_id: &str) -> CreateBatchRequest {
+    CreateBatchRequest {
+        external_id: Some(external_id.to_owned()),
+        ..request()
+    }
+}
+
 /// A running gateway. Killed when it is dropped.
 pub(crate) struct Gateway {
     child: Child,
@@ -78,6 +89,13 @@ impl Gateway {
         ];
         arguments.extend(flags);
         Self::spawn(Self::command(&arguments)).await
+    }
+
+    /// `serve` in front of a simulated upstream, with its Catalog.
+    pub(crate) async fn before(upstream: &Simulator, flags: &[&str]) -> Self {
+        let catalog = format!("--catalog-url={}", upstream.catalog_url());
+        let flags = [&[catalog.as_str()], flags].concat();
+        Self::start(&upstream.import_url(), &flags).await
     }
 
     pub(crate) async fn spawn(mut command: Command) -> Self {
@@ -127,15 +145,28 @@ impl Gateway {
 
     /// `CreateBatch` with good credentials.
     pub(crate) async fn create(&self, message: CreateBatchRequest) -> Result<Batch, Status> {
+        let answer = self.create_with(message, &[]).await?;
+        Ok(answer.batch.unwrap())
+    }
+
+    /// `CreateBatch` with good credentials, or with others of the same name.
+    pub(crate) async fn create_with(
+        &self,
+        message: CreateBatchRequest,
+        more: &[(&'static str, &'static str)],
+    ) -> Result<CreateBatchResponse, Status> {
         let mut metadata = HeaderMap::new();
         for (name, value) in CREDENTIALS {
             metadata.insert(name, HeaderValue::from_static(value));
+        }
+        for (name, value) in more {
+            metadata.insert(*name, HeaderValue::from_static(value));
         }
         let metadata = MetadataMap::from_headers(metadata);
         let request = Request::from_parts(metadata, Default::default(), message);
         let mut client = BatchServiceClient::new(self.channel());
         let answer = timeout(LONG, client.create_batch(request)).await.unwrap()?;
-        Ok(answer.into_inner().batch.unwrap())
+        Ok(answer.into_inner())
     }
 
     /// `CreateBatch` frame by frame, with good credentials and more metadata.
@@ -143,6 +174,13 @@ impl Gateway {
         let metadata = [&CREDENTIALS, metadata].concat();
         let path = "/aep.ingestion.v1.BatchService/CreateBatch";
         self.raw_call(path, &metadata, &frame(&request())).await
+    }
+
+    /// Like `raw`, with an external id.
+    pub(crate) async fn raw_with_id(&self, id: &str, metadata: &[(&str, &str)]) -> RawAnswer {
+        let metadata = [&CREDENTIALS, metadata].concat();
+        let path = "/aep.ingestion.v1.BatchService/CreateBatch";
+        self.raw_call(path, &metadata, &frame(&with_id(id))).await
     }
 
     /// Any call, frame by frame.

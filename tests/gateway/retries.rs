@@ -1,0 +1,90 @@
+//! What the gateway sends again by itself, and how seldom.
+
+use std::time::{Duration, Instant};
+
+use aep_batch_gateway::simulator::Fault;
+use http::StatusCode;
+use tonic::Code;
+
+use crate::support::{Gateway, request, simulator};
+
+/// Calls that fill the budget: one retry for ten calls.
+async fn warm_up(gateway: &Gateway, calls: usize) {
+    for _ in 0..calls {
+        gateway.create(request()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_certainly_was_not_created_is_sent_again() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &["--upstream-http=2"]).await;
+    warm_up(&gateway, 50).await;
+    for fault in [
+        Fault::RefusedStream,
+        Fault::Status(StatusCode::SERVICE_UNAVAILABLE),
+    ] {
+        upstream.meet(fault.clone());
+        let answer = gateway.raw(&[]).await;
+        assert_eq!(answer.code(), Code::Ok, "{fault}: {:?}", answer.status());
+    }
+    upstream.meet(Fault::Status(StatusCode::TOO_MANY_REQUESTS)); // Retry-After: 2
+    let begin = Instant::now();
+    gateway.create(request()).await.unwrap();
+    assert!(begin.elapsed() >= Duration::from_secs(2));
+    assert_eq!(upstream.batches().len(), 53);
+    assert_eq!(upstream.received().len(), 56);
+    let (_, metrics) = gateway.page("/metrics").await;
+    assert!(metrics.contains("aep_gateway_retries_total 3"), "{metrics}");
+}
+
+#[tokio::test]
+async fn what_may_have_been_created_is_not_sent_again() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    warm_up(&gateway, 50).await;
+    for fault in [
+        Fault::ResetBeforeCreate,
+        Fault::ResetAfterCreate,
+        Fault::Proxy(StatusCode::SERVICE_UNAVAILABLE),
+        Fault::Status(StatusCode::INTERNAL_SERVER_ERROR),
+        Fault::Status(StatusCode::BAD_REQUEST),
+        Fault::EmptyAnswer,
+    ] {
+        let before = upstream.received().len();
+        upstream.meet(fault.clone());
+        assert_ne!(gateway.raw(&[]).await.code(), Code::Ok);
+        assert_eq!(upstream.received().len(), before + 1, "{fault}");
+    }
+}
+
+#[tokio::test]
+async fn a_retry_that_the_caller_would_not_live_to_see_is_not_waited_for() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    warm_up(&gateway, 50).await;
+    upstream.meet(Fault::Status(StatusCode::TOO_MANY_REQUESTS)); // Retry-After: 2
+    let begin = Instant::now();
+    let answer = gateway.raw(&[("grpc-timeout", "1S")]).await;
+    assert_eq!(answer.reason(), "API_RATE_LIMITED");
+    assert!(answer.trailers_only);
+    assert!(begin.elapsed() < Duration::from_millis(900));
+}
+
+#[tokio::test]
+async fn an_outage_is_not_amplified() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    let (before, calls) = (100, 300);
+    warm_up(&gateway, before).await;
+    for _ in 0..2 * calls {
+        upstream.meet(Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
+    }
+    for _ in 0..calls {
+        assert_ne!(gateway.raw(&[]).await.code(), Code::Ok);
+    }
+    // The calls of the last ten seconds count: 8 retries for 100 of them.
+    let retries = upstream.received().len() - before - calls;
+    let most = (before + calls) * 8 / 100 + 1;
+    assert!((1..=most).contains(&retries), "{retries}");
+}
