@@ -126,11 +126,10 @@ impl http_body::Body for LateBody {
                 }
                 LateBody::Message(body, outcome) => {
                     let mut frame = ready!(Pin::new(body).poll_frame(cx));
-                    let trailers = match &mut frame {
-                        Some(Ok(frame)) => frame.trailers_mut(),
-                        _ => None,
-                    };
-                    if let (Some(trailers), Some(outcome)) = (trailers, outcome.take()) {
+                    if let Some(Ok(frame)) = &mut frame
+                        && let Some(trailers) = frame.trailers_mut()
+                        && let Some(outcome) = outcome.take()
+                    {
                         trailers.insert(status::OUTCOME, outcome);
                     }
                     return Poll::Ready(frame);

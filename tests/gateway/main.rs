@@ -4,8 +4,10 @@
 
 mod support;
 
+mod answer_form;
 mod answers;
 mod commands;
+mod connections;
 mod deadlines;
 mod documentation;
 mod documented_example;

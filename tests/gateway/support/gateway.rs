@@ -3,7 +3,7 @@
 use std::{
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aep_batch_gateway::{
@@ -264,7 +264,9 @@ async fn raw_call(address: &str, request: http::Request<()>, body: &[u8]) -> Raw
     sender
         .send_data(Bytes::copy_from_slice(body), true)
         .unwrap();
+    let begin = Instant::now();
     let response = response.await.unwrap();
+    let headers_after = begin.elapsed();
     let (head, mut body) = response.into_parts();
     let trailers_only = body.is_end_stream();
     let mut message = Vec::new();
@@ -281,8 +283,10 @@ async fn raw_call(address: &str, request: http::Request<()>, body: &[u8]) -> Raw
         http_status: head.status.as_u16(),
         trailers_only,
         headers: head.headers,
+        headers_after,
         message,
         trailers,
+        ended_after: begin.elapsed(),
     }
 }
 
@@ -293,8 +297,10 @@ pub(crate) struct RawAnswer {
     /// Whether all was one HEADERS frame, which clients and meshes may retry.
     pub(crate) trailers_only: bool,
     pub(crate) headers: HeaderMap,
+    pub(crate) headers_after: Duration,
     pub(crate) message: Vec<u8>,
     pub(crate) trailers: HeaderMap,
+    pub(crate) ended_after: Duration,
 }
 
 impl RawAnswer {
