@@ -44,9 +44,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const LOOK_AGAIN_AT_MOST: Duration = Duration::from_secs(2);
 
-/// Retries per request. Deposits of the last 10 s count, so that over any
-/// minute of an outage at most 0.08 × 70 / 60 < 0.1 retries per call are made.
-const RETRIES_PER_REQUEST: f32 = 0.08;
+/// Retries per call. Calls of the last 10 s count, so that over any minute of
+/// an outage at most 0.07 × 70 / 60 = 0.082 retries per call are made; with the
+/// look-ups that `proven` allows for 1 s of it, less than 0.1.
+const RETRIES_PER_CALL: f32 = 0.07;
 
 /// A create that a caller asks for.
 #[derive(Clone, Debug)]
@@ -84,6 +85,8 @@ pub struct Creator {
     longest: Duration,
     recent: Arc<Recent>,
     budget: Arc<TpsBudget>,
+    /// One for each answer of the last second: the API is up.
+    proven: Arc<TpsBudget>,
     metrics: Arc<Metrics>,
 }
 
@@ -95,13 +98,14 @@ impl Creator {
         longest: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let budget = TpsBudget::new(Duration::from_secs(10), 0, RETRIES_PER_REQUEST);
+        let budget = TpsBudget::new(Duration::from_secs(10), 0, RETRIES_PER_CALL);
         Creator {
             upstream,
             look_up,
             longest,
             recent: Arc::default(),
             budget: Arc::new(budget),
+            proven: Arc::new(TpsBudget::new(Duration::from_secs(1), 0, 1.0)),
             metrics,
         }
     }
@@ -171,37 +175,41 @@ impl Creator {
             LookUp::OnRetry => open_until.is_some() || call.attempt > 1,
             LookUp::Never => false,
         };
-        let (mut pause, mut failures) = (LOOK_AGAIN, 0);
+        let mut pauses = Pauses::default();
+        let mut attempts = 0;
         loop {
+            let mut failure = None;
             if look {
+                attempts += 1;
                 match self.look_up_once(call, external_id).await {
                     Ok(Some(batch)) => return Ok(Some(batch)),
                     Ok(None) => {}
-                    Err(cause) => {
-                        failures += 1;
-                        if self.may_repeat(call, &cause, failures) {
-                            sleep(jittered(pause)).await;
-                            continue;
-                        }
-                        let is_retry = open_until.is_some();
-                        let failure = LookUpFailure { cause, is_retry };
-                        return Err(Failure::LookUp(Box::new(failure)));
-                    }
+                    Err(cause) => failure = Some(cause),
                 }
             }
-            // A look-up that was answered shows that this caller may hear of another's batch.
-            match known {
-                Some(Known::Created { batch, caller }) if look || caller == call.caller => {
-                    return Ok(Some(*batch));
+            let Some(cause) = failure else {
+                // A look-up that was answered shows that this caller may hear of another's batch.
+                if let Some(Known::Created { batch, caller }) = &known
+                    && (look || *caller == call.caller)
+                {
+                    return Ok(Some(Batch::clone(batch)));
                 }
-                _ if !look => return Ok(None),
-                _ => {}
+                match open_until {
+                    Some(until) if look && Instant::now() < until => pauses.sleep().await,
+                    _ => return Ok(None),
+                }
+                continue;
+            };
+            let is_open = open_until.is_some_and(|until| Instant::now() < until);
+            if is_open && may_pass(&cause) {
+                self.sleep_until_proven(&mut pauses, open_until).await;
+            } else if may_pass(&cause) && attempts < ATTEMPTS && self.may_retry(call, LOOK_AGAIN) {
+                pauses.sleep().await;
+            } else {
+                let is_retry = open_until.is_some();
+                let failure = LookUpFailure { cause, is_retry };
+                return Err(Failure::LookUp(Box::new(failure)));
             }
-            match open_until {
-                Some(until) if Instant::now() < until => sleep(jittered(pause)).await,
-                _ => return Ok(None),
-            }
-            pause = (pause * 3 / 2).min(LOOK_AGAIN_AT_MOST);
         }
     }
 
@@ -217,8 +225,11 @@ impl Creator {
         if !lost || self.look_up == LookUp::Never {
             return Err(failure);
         }
-        let until = Instant::now() + self.longest;
-        let mut pause = LOOK_AGAIN;
+        let longest = Instant::now() + self.longest;
+        let until = call
+            .deadline
+            .map_or(longest, |deadline| longest.min(deadline));
+        let mut pauses = Pauses::default();
         loop {
             match self.look_up_once(call, external_id).await {
                 Ok(Some(batch)) if mapping::is_same_content(&call.message, &batch) => {
@@ -233,29 +244,36 @@ impl Creator {
                     });
                 }
                 Ok(Some(_)) => return Err(failure), // somebody else's
-                Ok(None) => {}
-                // An upstream that is down must not be asked again and again.
-                Err(_) if self.budget.withdraw() => {}
+                Ok(None) => pauses.sleep().await,
+                Err(cause) if may_pass(&cause) => {
+                    self.sleep_until_proven(&mut pauses, Some(until)).await;
+                }
                 Err(_) => return Err(failure),
             }
-            if Instant::now() + pause >= until || call.ends_within(pause) {
+            if Instant::now() + pauses.next >= until {
                 return Err(failure);
             }
-            sleep(jittered(pause)).await;
-            pause = (pause * 3 / 2).min(LOOK_AGAIN_AT_MOST);
         }
     }
 
-    /// Whether a look-up that failed is worth another.
-    fn may_repeat(&self, call: &CreateCall, cause: &Failure, failures: u32) -> bool {
-        let refused =
-            matches!(cause, Failure::Refused(refusal) if refusal.status.is_client_error());
-        let repeat = !refused && failures < ATTEMPTS && !call.ends_within(LOOK_AGAIN);
-        let repeat = repeat && self.budget.withdraw();
-        if repeat {
+    /// Pauses until the API has answered somebody, so that one that is down is
+    /// not asked again and again, or until that has no use any more.
+    async fn sleep_until_proven(&self, pauses: &mut Pauses, until: Option<Instant>) {
+        loop {
+            pauses.sleep().await;
+            if self.proven.withdraw() || until.is_none_or(|until| Instant::now() >= until) {
+                return;
+            }
+        }
+    }
+
+    /// Whether a request may be repeated after a pause.
+    fn may_retry(&self, call: &CreateCall, pause: Duration) -> bool {
+        let may = !call.ends_within(pause) && self.budget.withdraw();
+        if may {
             self.metrics.retry();
         }
-        repeat
+        may
     }
 
     async fn look_up_once(
@@ -268,6 +286,9 @@ impl Creator {
             .find_batches(call.headers.clone(), &external_id.id)
             .await;
         self.metrics.look_up(&found);
+        if found.is_ok() {
+            self.proven.deposit();
+        }
         Ok(found?.into_iter().next())
     }
 
@@ -287,7 +308,10 @@ impl Creator {
                 Err(_) => Err(Failure::TimedOut(self.longest)),
             };
             let failure = match result {
-                Ok(batch) => return Ok(batch),
+                Ok(batch) => {
+                    self.proven.deposit();
+                    return Ok(batch);
+                }
                 Err(failure) => failure,
             };
             if status::row(&failure).outcome != Outcome::NotCreated {
@@ -297,13 +321,35 @@ impl Creator {
             let Some(pause) = pause_before_retry(&failure, attempt) else {
                 return Err(failure);
             };
-            if attempt == ATTEMPTS || call.ends_within(pause) || !self.budget.withdraw() {
+            if attempt == ATTEMPTS || !self.may_retry(call, pause) {
                 return Err(failure);
             }
-            self.metrics.retry();
             sleep(pause).await;
             attempt += 1;
         }
+    }
+}
+
+/// Whether a look-up that failed so may succeed later.
+fn may_pass(cause: &Failure) -> bool {
+    !matches!(cause, Failure::Refused(refusal) if refusal.status.is_client_error())
+}
+
+/// The pauses between look-ups: longer and longer, and jittered.
+struct Pauses {
+    next: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Pauses { next: LOOK_AGAIN }
+    }
+}
+
+impl Pauses {
+    async fn sleep(&mut self) {
+        sleep(jittered(self.next)).await;
+        self.next = (self.next * 3 / 2).min(LOOK_AGAIN_AT_MOST);
     }
 }
 

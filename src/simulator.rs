@@ -7,7 +7,8 @@ mod rest;
 mod wire;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -35,7 +36,8 @@ pub struct SimulatorOptions {
     pub faults: Vec<Fault>,
     /// The share of creates that meet one, 0 to 1.
     pub share: f64,
-    /// Makes the faults the same in every run.
+    /// Makes the faults the same in every run: which fault a request meets
+    /// follows from the seed, its body and how often that body came before.
     pub seed: u64,
     /// How long each create takes.
     pub latency: Duration,
@@ -73,7 +75,8 @@ struct State {
 
 #[derive(Debug)]
 struct Memory {
-    random: fastrand::Rng,
+    /// How often a body came, by its hash.
+    seen: HashMap<u64, u32>,
     next_faults: VecDeque<Fault>,
     /// The statuses that the next look-ups meet.
     next_look_ups: VecDeque<StatusCode>,
@@ -96,15 +99,27 @@ impl Memory {
         }
     }
 
-    /// The fault for the next create.
-    fn fault(&mut self, options: &SimulatorOptions) -> Option<Fault> {
+    /// The fault for a create with this body.
+    fn fault(&mut self, options: &SimulatorOptions, body: &[u8]) -> Option<Fault> {
         if let Some(fault) = self.next_faults.pop_front() {
             return Some(fault);
         }
-        if self.random.f64() < options.share {
-            return self.random.choice(&options.faults).cloned();
+        if options.faults.is_empty() {
+            return None;
         }
-        None
+        if self.seen.len() == REMEMBERED {
+            self.seen.clear();
+        }
+        let mut hasher = DefaultHasher::new();
+        body.hash(&mut hasher);
+        let times = self.seen.entry(hasher.finish()).or_default();
+        *times += 1;
+        (options.seed, times).hash(&mut hasher);
+        let mut random = fastrand::Rng::with_seed(hasher.finish());
+        match random.f64() < options.share {
+            true => random.choice(&options.faults).cloned(),
+            false => None,
+        }
     }
 }
 
@@ -123,7 +138,7 @@ impl Simulator {
         let state = Arc::new(State {
             address,
             memory: Mutex::new(Memory {
-                random: fastrand::Rng::with_seed(options.seed),
+                seen: HashMap::new(),
                 next_faults: VecDeque::new(),
                 next_look_ups: VecDeque::new(),
                 received: VecDeque::new(),

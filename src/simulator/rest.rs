@@ -177,7 +177,7 @@ async fn create(
     };
     let fault = {
         let memory = &mut *state.memory();
-        memory.fault(&state.options)
+        memory.fault(&state.options, body)
     };
     let mut latency = state.options.latency;
     if let Some(Fault::Delay(delay)) = fault {

@@ -13,6 +13,7 @@ mod documentation;
 mod documented_example;
 mod drain;
 mod exactly_once;
+mod fault_suite;
 mod layers;
 mod metadata;
 mod retries;

