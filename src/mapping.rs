@@ -7,6 +7,8 @@
 mod batch;
 mod catalog;
 mod json;
+#[cfg(test)]
+mod properties;
 mod request;
 
 pub use batch::{NoBatch, batch_from_json};
