@@ -35,7 +35,7 @@ run() {
     else
         failed=$((failed + 1))
         echo "FAILED  $target:"
-        tail -n 40 "$log"
+        grep -A 1 -E 'panicked at|ERROR: |Test unit written' "$log" | cut -c 1-300 || tail "$log"
     fi
 }
 

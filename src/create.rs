@@ -10,6 +10,7 @@ use tonic::Code;
 use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::{
+    attempts::Attempt,
     mapping,
     outcome::{Failure, LookUpFailure, NeverSent, Outcome, Settled},
     proto::v1::{Batch, BatchOrigin, CreateBatchRequest},
@@ -61,7 +62,7 @@ pub struct CreateCall {
     /// Its external id, if it has one.
     pub external_id: Option<ExternalId>,
     /// Which try this is, as far as the caller's side says so.
-    pub attempt: u32,
+    pub attempt: Attempt,
     /// For whom: [`crate::credentials::fingerprint`].
     pub caller: u64,
     /// When the caller must have its answer.
@@ -155,8 +156,8 @@ impl Creator {
         match known {
             Some(Known::Unknown(until)) => Some(*until),
             // The try before this one was made here, and is over.
-            Some(Known::NotCreated(attempt)) if call.attempt == attempt.saturating_add(1) => None,
-            _ if call.attempt > 1 => Some(Instant::now() + self.longest),
+            Some(Known::NotCreated(earlier)) if call.attempt.follows(*earlier) => None,
+            _ if call.attempt.is_retry() => Some(Instant::now() + self.longest),
             _ => None,
         }
     }
@@ -172,7 +173,7 @@ impl Creator {
     ) -> Result<Option<Batch>, Failure> {
         let look = match self.look_up {
             LookUp::Always => true,
-            LookUp::OnRetry => open_until.is_some() || call.attempt > 1,
+            LookUp::OnRetry => open_until.is_some() || call.attempt.is_retry(),
             LookUp::Never => false,
         };
         let mut pauses = Pauses::default();

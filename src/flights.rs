@@ -299,12 +299,16 @@ impl Rider {
         let (flights, flight) = (self.flights.clone(), self.flight.clone());
         let landed = flights.wait(ticket, flight.landed.wait());
         let takes_its_time = async {
+            let mut pause = COMMIT_AFTER;
             loop {
-                sleep(COMMIT_AFTER).await;
-                if flight.sending.may_be_upstream() {
-                    return ticket.commit.commit(&ticket.request_id);
-                }
+                sleep(pause).await;
+                pause = match flight.sending.upstream_for() {
+                    Some(time) if time >= COMMIT_AFTER => break,
+                    Some(time) => COMMIT_AFTER - time,
+                    None => COMMIT_AFTER / 4,
+                };
             }
+            ticket.commit.commit(&ticket.request_id);
         };
         tokio::pin!(landed);
         let landed = tokio::select! {

@@ -10,7 +10,7 @@ use std::{
 use prost::Message;
 use tokio::time::Instant;
 
-use crate::proto::v1::Batch;
+use crate::{attempts::Attempt, proto::v1::Batch};
 
 /// How long something is remembered. Nothing documents how far Catalog lags.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
@@ -42,9 +42,8 @@ pub enum Known {
         /// For whom: [`crate::credentials::fingerprint`].
         caller: u64,
     },
-    /// It made none: the try with this number, after which no earlier try of
-    /// the call may still be under way.
-    NotCreated(u32),
+    /// It made none, in this try, and no earlier try of the call was under way.
+    NotCreated(Attempt),
     /// It may have made one, until this moment.
     Unknown(Instant),
 }
@@ -132,7 +131,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_newest_counts_and_time_ends_it() {
         let recent = Recent::default();
-        recent.remember(id("a"), Known::NotCreated(1));
+        recent.remember(id("a"), Known::NotCreated(Attempt::default()));
         tokio::time::advance(REMEMBERED / 2).await;
         recent.remember(id("a"), created(Batch::default()));
         tokio::time::advance(REMEMBERED / 2).await;

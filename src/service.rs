@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
-    attempts,
+    attempts::Attempt,
     create::{CreateCall, Creator},
     credentials::{self, Credentials, REQUEST_ID},
     deadline,
@@ -108,7 +108,7 @@ impl Gateway {
             message: message.clone(),
             body,
             external_id,
-            attempt: attempts::number(metadata),
+            attempt: Attempt::of_call(metadata),
             caller,
             deadline,
         };

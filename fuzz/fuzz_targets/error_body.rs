@@ -5,14 +5,14 @@ use aep_batch_gateway::upstream::{error_body, quote::Quote};
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 
-/// A body can repeat it: the seeds do.
+/// The seeds repeat it.
 const TOKEN: &str = "t0k3n";
 
 fuzz_target!(|body: &[u8]| {
     let mut headers = HeaderMap::new();
     headers.insert("authorization", HeaderValue::from_static("Bearer t0k3n"));
-    for quote in [Quote::default(), Quote::without_secrets_of(&headers)] {
-        let hides = !quote.text(TOKEN, 100).contains(TOKEN);
+    let without_token = Quote::without_secrets_of(&headers);
+    for (quote, hides) in [(Quote::default(), false), (without_token, true)] {
         let error = error_body::read(body, &quote);
         for text in [error.code, error.title, error.detail, error.report] {
             let Some(text) = text else { continue };

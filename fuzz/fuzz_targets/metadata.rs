@@ -3,7 +3,7 @@
 #![no_main]
 
 use aep_batch_gateway::{
-    attempts,
+    attempts::Attempt,
     credentials::{self, Credentials},
     deadline,
     outcome::Failure,
@@ -20,7 +20,8 @@ fuzz_target!(|lines: &[u8]| {
 
     let id = credentials::request_id(&metadata);
     assert!(id.len() <= 128 && is_token(&id));
-    assert!(attempts::number(&metadata) >= 1);
+    let attempt = Attempt::of_call(&metadata);
+    assert!(!attempt.follows(attempt));
 
     let now = Instant::now();
     match deadline::of_call(&metadata, now) {
@@ -34,8 +35,13 @@ fuzz_target!(|lines: &[u8]| {
         Err(failure) => is_harmless(&failure, &id),
     }
 
-    let defaults = ["Bearer hunter2.s3cr3t", "hunter2.s3cr3t", "demo@AdobeOrg", "prod"]
-        .map(|value| Some(HeaderValue::from_static(value)));
+    let defaults = [
+        "Bearer hunter2.s3cr3t",
+        "hunter2.s3cr3t",
+        "demo@AdobeOrg",
+        "prod",
+    ]
+    .map(|value| Some(HeaderValue::from_static(value)));
     for defaults in [[const { None }; 4], defaults] {
         for defaults_are_fixed in [false, true] {
             let credentials = Credentials {
@@ -68,6 +74,9 @@ fn metadata(lines: &[u8]) -> HeaderMap {
             continue;
         };
         let mut value = line[colon + 2..].to_vec();
+        if String::from_utf8_lossy(&value).contains(SECRET) {
+            continue; // libFuzzer knows the program's constants
+        }
         if credentials::is_secret(&name) {
             let parts: Vec<_> = value.split(|&byte| byte == b'%').collect();
             value = parts.join(SECRET.as_bytes());

@@ -19,7 +19,7 @@ pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
         .map(|(id, json)| {
             let mut batch = batch_from_object(json).ok_or(NoBatch::NoId)?;
             batch.id = id;
-            Ok(batch)
+            (!batch.id.is_empty()).then_some(batch).ok_or(NoBatch::NoId)
         })
         .collect()
 }
@@ -90,6 +90,7 @@ mod tests {
             ("<html>", NoBatch::NotJson),
             ("[]", NoBatch::NoId),
             (r#"{"a":1}"#, NoBatch::NoId),
+            (r#"{"":{}}"#, NoBatch::NoId),
         ] {
             assert_eq!(read(odd), Err(expected), "{odd}");
         }

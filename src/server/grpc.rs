@@ -20,8 +20,9 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The most that a request message may have; gRPC's customary limit.
-const LARGEST_MESSAGE: usize = 4 * 1024 * 1024;
+/// The most that a request message may have. Messages that are still arriving
+/// are held in memory, for each stream of each connection.
+const LARGEST_MESSAGE: usize = 256 * 1024;
 
 type Batches = BatchServiceServer<Gateway>;
 type OtherService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;

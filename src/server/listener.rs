@@ -142,7 +142,7 @@ fn http2_server() -> http2::Builder<TokioExecutor> {
     let mut http2 = http2::Builder::new(TokioExecutor::new());
     http2
         .timer(TokioTimer::new())
-        .max_concurrent_streams(1000)
+        .max_concurrent_streams(256)
         // 16 KiB of metadata, and what HTTP/2 counts for each name (RFC 9113, section 6.5.2).
         .max_header_list_size(32 * 1024)
         .initial_stream_window_size(256 * 1024)

@@ -15,10 +15,12 @@ use std::{
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
 
 const HELD: u8 = 0;
 const TAKEN: u8 = 1;
@@ -64,8 +66,9 @@ pub struct Sending(Arc<Mutex<SendingState>>);
 struct SendingState {
     called_back: bool,
     earlier_try_is_open: bool,
-    /// The last attempt, unless it is known that it created nothing.
-    attempt: Option<Handover>,
+    /// The last attempt and when it began, unless it is known that it created
+    /// nothing.
+    attempt: Option<(Handover, Instant)>,
 }
 
 impl Sending {
@@ -75,7 +78,8 @@ impl Sending {
         if state.called_back {
             return None;
         }
-        Some(state.attempt.insert(Handover::default()).clone())
+        let (handover, _) = state.attempt.insert((Handover::default(), Instant::now()));
+        Some(handover.clone())
     }
 
     /// The last attempt certainly created nothing.
@@ -83,12 +87,11 @@ impl Sending {
         self.state().attempt = None;
     }
 
-    /// Whether something of the call may have been sent that creates a batch.
-    pub fn may_be_upstream(&self) -> bool {
-        self.state()
-            .attempt
-            .as_ref()
-            .is_some_and(Handover::is_taken)
+    /// For how long something may be upstream that creates a batch, if so.
+    pub fn upstream_for(&self) -> Option<Duration> {
+        let state = self.state();
+        let (attempt, began) = state.attempt.as_ref()?;
+        attempt.is_taken().then(|| began.elapsed())
     }
 
     /// Whether an earlier try of the same call may still create the batch.
@@ -106,7 +109,7 @@ impl Sending {
     pub fn call_back(&self) -> bool {
         let mut state = self.state();
         let not_sent = match &state.attempt {
-            Some(attempt) => attempt.revoke(),
+            Some((attempt, _)) => attempt.revoke(),
             None => true,
         };
         state.called_back |= not_sent;

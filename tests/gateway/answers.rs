@@ -70,11 +70,16 @@ async fn an_answer_that_is_too_large_is_bounded() {
 
 #[tokio::test]
 async fn the_largest_answer_fits_into_what_clients_take() {
-    // Numbers grow most on their way into `extra`; gRPC clients take 4 MiB.
-    let numbers = "1,".repeat(250_000);
-    let answer = format!(r#"{{"id":"b","x":[{numbers}1]}}"#);
-    let upstream = Scripted::answering("201", &[], &answer).await;
-    let gateway = Gateway::start(&upstream.url(), &[]).await;
-    let batch = gateway.create(request()).await.unwrap();
-    assert_eq!(batch.id, "b");
+    // Numbers grow most on their way into protobuf, most of all where they stand twice.
+    let numbers = "0,".repeat(128 * 1024 - 40);
+    for answer in [
+        format!(r#"{{"id":"b","x":[{numbers}0]}}"#),
+        format!(r#"{{"id":"b","metrics":0,"metrics":{{"a":[{numbers}0]}}}}"#),
+        format!(r#"{{"id":"b","relatedObjects":[0,{{"metrics":{{"a":[{numbers}0]}}}}]}}"#),
+    ] {
+        let upstream = Scripted::answering("201", &[], &answer).await;
+        let gateway = Gateway::start(&upstream.url(), &[]).await;
+        let batch = gateway.create(request()).await.unwrap();
+        assert_eq!(batch.id, "b");
+    }
 }

@@ -256,12 +256,21 @@ async fn a_failed_look_up_sends_nothing() {
         assert_eq!(answer.reason(), reason);
         assert_eq!(answer.outcome(), "NOT_CREATED");
 
+        if status == 500 {
+            continue; // may pass: a retry goes on looking, see below
+        }
         upstream.meet(fault);
         let answer = gateway.raw_with_id("mine", &[RETRY]).await;
         assert_eq!(answer.code(), Code::Unknown, "{status}");
         assert_eq!(answer.reason(), "LOOKUP_UNSETTLED");
         assert!(!answer.trailers_only);
     }
+    let fault = Fault::LookUp(StatusCode::INTERNAL_SERVER_ERROR);
+    upstream.meet(fault);
+    let deadline = ("grpc-timeout", "500m");
+    let answer = gateway.raw_with_id("mine", &[RETRY, deadline]).await;
+    assert_eq!(answer.reason(), "DEADLINE_UNSETTLED");
+    assert_eq!(answer.outcome(), "UNKNOWN");
     assert!(
         upstream
             .received()
@@ -293,4 +302,35 @@ async fn look_ups_can_be_spared() {
     let lost = gateway.create(with_id("c")).await.unwrap_err();
     assert_eq!(lost.code(), Code::Unknown);
     assert_eq!((count("GET"), count("POST")), (1, 3));
+}
+
+#[tokio::test]
+async fn a_client_s_next_try_waits_for_tries_that_the_mesh_made_between() {
+    // Try 1 ends here without a batch; Envoy's second try of the same client try is
+    // made elsewhere and lasts; the client's next try comes here, counted anew.
+    let upstream = simulator().await;
+    let here = Gateway::before(&upstream, &[]).await;
+    let elsewhere = Gateway::before(&upstream, &["--request-timeout=500ms"]).await;
+    upstream.meet(Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
+    let first = [("x-envoy-attempt-count", "1")];
+    let refused = here.create_with(with_id("mine"), &first).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+
+    upstream.meet(Fault::Delay(Duration::from_millis(400)));
+    let second = [("x-envoy-attempt-count", "2")];
+    let third = [RETRY, ("x-envoy-attempt-count", "1")];
+    let (second, third) = tokio::join!(elsewhere.create_with(with_id("mine"), &second), async {
+        while upstream
+            .received()
+            .iter()
+            .filter(|r| r.method == "POST")
+            .count()
+            < 2
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        here.create_with(with_id("mine"), &third).await
+    });
+    assert_eq!(second.unwrap().batch, third.unwrap().batch);
+    assert_eq!(upstream.batches().len(), 1);
 }
