@@ -123,14 +123,21 @@ impl Creator {
         let known = self.recent.get(external_id);
         let open_until = self.earlier_try_ends(&call, known.as_ref());
         sending.set_earlier_try_is_open(open_until.is_some());
-        if let Some(batch) = self
-            .look_before(&call, external_id, known, open_until)
-            .await?
-        {
-            return found(&call, batch);
+        let looked = self
+            .look_before(&call, external_id, known.as_ref(), open_until)
+            .await;
+        match looked {
+            Ok(Some(batch)) => return found(&call, batch),
+            Ok(None) => sending.set_earlier_try_is_open(false),
+            Err(failure) => {
+                let is_created = matches!(known, Some(Known::Created { .. }));
+                if !is_created && open_until.is_none() {
+                    let nothing = Known::NotCreated(call.attempt);
+                    self.recent.remember(external_id.clone(), nothing);
+                }
+                return Err(failure);
+            }
         }
-
-        sending.set_earlier_try_is_open(false);
 
         let result = self.create(&call, &sending).await;
         let known = match &result {
@@ -168,7 +175,7 @@ impl Creator {
         &self,
         call: &CreateCall,
         external_id: &ExternalId,
-        known: Option<Known>,
+        known: Option<&Known>,
         open_until: Option<Instant>,
     ) -> Result<Option<Batch>, Failure> {
         let look = match self.look_up {
@@ -190,7 +197,7 @@ impl Creator {
             }
             let Some(cause) = failure else {
                 // A look-up that was answered shows that this caller may hear of another's batch.
-                if let Some(Known::Created { batch, caller }) = &known
+                if let Some(Known::Created { batch, caller }) = known
                     && (look || *caller == call.caller)
                 {
                     return Ok(Some(Batch::clone(batch)));

@@ -235,7 +235,7 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
     }
     if let Some(delay) = retry_delay(row, failure) {
         details.set_retry_info(Some(delay));
-        if row.code == Code::ResourceExhausted {
+        if row.code == Code::ResourceExhausted || retry_after(failure).is_some() {
             metadata.insert(RETRY_PUSHBACK, (delay.as_millis() as u64).into());
         }
     }

@@ -227,6 +227,13 @@ async fn a_retry_creates_when_the_first_try_s_time_is_over() {
 
     // A first try that ended here without a batch needs no patience.
     let gateway = Gateway::before(&upstream, &[]).await;
+    upstream.meet(Fault::LookUp(StatusCode::INTERNAL_SERVER_ERROR));
+    let refused = gateway.create(with_id("early")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    let begin = std::time::Instant::now();
+    let answer = gateway.create_with(with_id("early"), &[RETRY]).await;
+    assert_eq!(answer.unwrap().origin(), BatchOrigin::Created);
+    assert!(begin.elapsed() < Duration::from_secs(5));
     upstream.meet(Fault::Status(StatusCode::BAD_REQUEST));
     let refused = gateway.create(with_id("next")).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -260,7 +267,7 @@ async fn a_failed_look_up_sends_nothing() {
             continue; // may pass: a retry goes on looking, see below
         }
         upstream.meet(fault);
-        let answer = gateway.raw_with_id("mine", &[RETRY]).await;
+        let answer = gateway.raw_with_id("tried elsewhere", &[RETRY]).await;
         assert_eq!(answer.code(), Code::Unknown, "{status}");
         assert_eq!(answer.reason(), "LOOKUP_UNSETTLED");
         assert!(!answer.trailers_only);
@@ -268,7 +275,7 @@ async fn a_failed_look_up_sends_nothing() {
     let fault = Fault::LookUp(StatusCode::INTERNAL_SERVER_ERROR);
     upstream.meet(fault);
     let deadline = ("grpc-timeout", "500m");
-    let answer = gateway.raw_with_id("mine", &[RETRY, deadline]).await;
+    let answer = gateway.raw_with_id("tried elsewhere", &[RETRY, deadline]).await;
     assert_eq!(answer.reason(), "DEADLINE_UNSETTLED");
     assert_eq!(answer.outcome(), "UNKNOWN");
     assert!(

@@ -1,7 +1,5 @@
 //! What a gRPC server owes its clients besides its own service.
 
-use std::io::Write;
-
 use aep_batch_gateway::proto::full_descriptor_set;
 use tokio_stream::StreamExt;
 use tonic::{Code, codec::CompressionEncoding};
@@ -173,7 +171,8 @@ async fn a_unix_socket() {
         .await
         .unwrap();
     assert!(!second.status.success());
-    std::io::stderr().write_all(&second.stderr).unwrap();
+    let told = String::from_utf8(second.stderr).unwrap();
+    assert!(told.starts_with("error: cannot listen on unix:"), "{told}");
 
     let health = Gateway::command(&["healthcheck", &listen.replace("--listen", "--address")])
         .output()

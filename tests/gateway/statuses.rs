@@ -288,6 +288,12 @@ async fn a_rate_limit_says_when_to_come_back() {
     assert_eq!(retry.retry_delay, Some(Duration::from_secs(7)));
     assert!(status.get_details_quota_failure().is_some());
     assert_eq!(answer.trailers["grpc-retry-pushback-ms"], "7000");
+
+    let upstream = Scripted::answering("503", &[("retry-after", "9")], "").await;
+    let gateway = Gateway::start(&upstream.url(), &[]).await;
+    let answer = gateway.raw(&[]).await;
+    assert_eq!(answer.code(), Code::Unavailable);
+    assert_eq!(answer.trailers["grpc-retry-pushback-ms"], "9000");
 }
 
 #[tokio::test]

@@ -124,6 +124,33 @@ async fn http2_upstream() {
     }
 }
 
+/// An HTTP/2 peer that lets a request come and then says GOAWAY.
+async fn goes_away(last_stream: u32) -> Scripted {
+    let settings = b"\0\0\0\x04\0\0\0\0\0".to_vec();
+    let mut goaway = b"\0\0\x08\x07\0\0\0\0\0".to_vec();
+    goaway.extend(last_stream.to_be_bytes());
+    goaway.extend(0_u32.to_be_bytes()); // NO_ERROR
+    Scripted::start(vec![vec![
+        Step::Write(settings),
+        Step::Read(24),
+        Step::Wait(Duration::from_millis(50)),
+        Step::Write(goaway),
+        Step::Wait(Duration::from_millis(50)),
+    ]])
+    .await
+}
+
+#[tokio::test]
+async fn goaway() {
+    // The request is stream 1: above the last one that the peer processes, or not.
+    let upstream = goes_away(0).await;
+    let gateway = Gateway::start(&upstream.url(), &["--upstream-http=2"]).await;
+    assert_never_sent(&gateway.raw(&[]).await, "UPSTREAM_UNPROCESSED");
+    let upstream = goes_away(1).await;
+    let gateway = Gateway::start(&upstream.url(), &["--upstream-http=2"]).await;
+    assert_unknown(&gateway.raw(&[]).await, "CONNECTION_LOST");
+}
+
 #[tokio::test]
 async fn reset_before_the_request_is_read() {
     let script = vec![Step::Reset];

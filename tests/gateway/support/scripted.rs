@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::{
@@ -18,6 +19,8 @@ pub(crate) enum Step {
     ReadRequest,
     /// Reads this many bytes.
     Read(usize),
+    /// Waits, so that what the other side sends has arrived.
+    Wait(Duration),
     /// Writes bytes.
     Write(Vec<u8>),
     /// Resets the connection.
@@ -99,6 +102,7 @@ async fn follow(mut stream: TcpStream, script: Vec<Step>, requests: Arc<Mutex<Ve
             Step::Read(bytes) => {
                 let _ = stream.read_exact(&mut vec![0; bytes]).await;
             }
+            Step::Wait(time) => tokio::time::sleep(time).await,
             Step::Write(bytes) => {
                 let _ = stream.write_all(&bytes).await;
             }
