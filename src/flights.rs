@@ -253,6 +253,10 @@ struct Landing {
 
 impl Landing {
     fn lands(&self, result: CreateResult) {
+        // Off the board first: who comes after the result makes a call of its own.
+        if self.flight.ticket.external_id.is_some() {
+            take_off(&mut self.flights.0.shared(), &self.flight);
+        }
         // Fails only if it has landed before.
         let _ = self.flight.landed.set(result);
     }
@@ -263,7 +267,6 @@ impl Drop for Landing {
         if !self.flight.landed.initialized() {
             self.lands(Err(Failure::Panicked));
         }
-        take_off(&mut self.flights.0.shared(), &self.flight);
     }
 }
 

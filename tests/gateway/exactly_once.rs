@@ -275,7 +275,9 @@ async fn a_failed_look_up_sends_nothing() {
     let fault = Fault::LookUp(StatusCode::INTERNAL_SERVER_ERROR);
     upstream.meet(fault);
     let deadline = ("grpc-timeout", "500m");
-    let answer = gateway.raw_with_id("tried elsewhere", &[RETRY, deadline]).await;
+    let answer = gateway
+        .raw_with_id("tried elsewhere", &[RETRY, deadline])
+        .await;
     assert_eq!(answer.reason(), "DEADLINE_UNSETTLED");
     assert_eq!(answer.outcome(), "UNKNOWN");
     assert!(
