@@ -117,7 +117,7 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// A random UUID. Not by the operating system's generator, which `uuid` would
 /// panic without: an id in a log guards nothing.
-fn new_id() -> Uuid {
+pub fn new_id() -> Uuid {
     uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid()
 }
 

@@ -14,9 +14,9 @@ use reqwest::Url;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
-use uuid::Uuid;
 
 use super::{Fault, Received, State, remember, wire::Connection};
+use crate::credentials::new_id;
 
 pub(super) const IMPORT: &str = "/data/foundation/import";
 pub(super) const CATALOG: &str = "/data/foundation/catalog";
@@ -432,10 +432,6 @@ fn full(status: StatusCode, media_type: &'static str, body: String) -> Answer {
         answer.headers_mut().insert("x-request-id", id);
     }
     answer
-}
-
-fn new_id() -> Uuid {
-    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid()
 }
 
 /// An answer that breaks off in its middle.
