@@ -224,9 +224,9 @@ def gzip_bomb():
 def zero_window():
     """Calls whose answers nobody takes."""
     connections = []
-    for _ in range(20):
+    for _ in range(80):
         connections.append(connect((4, 0)))
-        for stream in range(1, 2000, 2):
+        for stream in range(1, 500, 2):  # as many as a connection may have
             connections[-1].sendall(
                 frame(HEADERS, END_HEADERS, stream, CALL)
                 + frame(DATA, END_STREAM, stream, MESSAGE)
@@ -235,10 +235,10 @@ def zero_window():
 
 
 def unfinished():
-    """Messages of 4 MiB whose last byte never comes."""
-    body = b"\0" + struct.pack(">I", 4 << 20) + bytes((4 << 20) - 1)
+    """The largest messages, 256 KiB, whose last byte never comes."""
+    body = b"\0" + struct.pack(">I", 256 << 10) + bytes((256 << 10) - 1)
     peer = Peer()
-    for stream in range(1, 200, 2):
+    for stream in range(1, 500, 2):
         peer.send(stream, CALL, body, 0)
     hold([peer])
 
