@@ -151,8 +151,9 @@ impl Flights {
                 Gate::Board(rider) => return rider.ride(ticket).await,
                 Gate::Wait(flight) => match self.wait(ticket, flight.landed.wait()).await {
                     Ok(_) => {}
-                    Err(Left::Deadline) => return Err(Failure::DeadlineBeforeSending),
-                    Err(Left::Stop) => return Err(Failure::NeverSent(NeverSent::Stopping)),
+                    // That flight may be an earlier try of this call, with a newer token.
+                    Err(Left::Deadline) => return Err(Failure::DeadlineUnsettled),
+                    Err(Left::Stop) => return Err(Failure::Stopped),
                 },
                 Gate::Full => return Err(Failure::NeverSent(NeverSent::Overloaded)),
             }
@@ -534,6 +535,26 @@ mod tests {
         });
         assert!(matches!(first, Err(Failure::DeadlineUnsettled)));
         assert!(second.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_another_flight_does_not_know_what_it_makes() {
+        let flights = flights(1);
+        let slow = |sending: Sending| async move {
+            send(&sending).await;
+            sleep(3 * SECOND).await;
+            settled()
+        };
+        let (mine, newer_token) = (
+            ticket(Some("x"), 1, None),
+            ticket(Some("x"), 2, Some(SECOND)),
+        );
+        let (first, second) = tokio::join!(
+            flights.ride(&mine, slow),
+            flights.ride(&newer_token, |_| pending())
+        );
+        assert!(first.is_ok());
+        assert!(matches!(second, Err(Failure::DeadlineUnsettled)));
     }
 
     #[tokio::test]
