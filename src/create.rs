@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::HeaderMap;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
@@ -51,14 +52,14 @@ const LOOK_AGAIN_AT_MOST: Duration = Duration::from_secs(2);
 const RETRIES_PER_CALL: f32 = 0.07;
 
 /// A create that a caller asks for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CreateCall {
     /// What it carries upstream.
     pub headers: HeaderMap,
     /// The message.
     pub message: CreateBatchRequest,
     /// The message as JSON.
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// Its external id, if it has one.
     pub external_id: Option<ExternalId>,
     /// Which try this is, as far as the caller's side says so.
@@ -78,16 +79,16 @@ impl CreateCall {
 }
 
 /// Settles creates.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Creator {
     upstream: Upstream,
     look_up: LookUp,
     /// How long one request may take.
     longest: Duration,
-    recent: Arc<Recent>,
-    budget: Arc<TpsBudget>,
+    recent: Recent,
+    budget: TpsBudget,
     /// One for each answer of the last second: the API is up.
-    proven: Arc<TpsBudget>,
+    proven: TpsBudget,
     metrics: Arc<Metrics>,
 }
 
@@ -104,30 +105,30 @@ impl Creator {
             upstream,
             look_up,
             longest,
-            recent: Arc::default(),
-            budget: Arc::new(budget),
-            proven: Arc::new(TpsBudget::new(Duration::from_secs(1), 0, 1.0)),
+            recent: Recent::default(),
+            budget,
+            proven: TpsBudget::new(Duration::from_secs(1), 0, 1.0),
             metrics,
         }
     }
 
     /// Settles one create. `sending` tells whoever else holds it what may be
     /// upstream.
-    pub async fn settle(&self, call: CreateCall, sending: Sending) -> Result<Settled, Failure> {
+    pub async fn settle(&self, call: &CreateCall, sending: Sending) -> Result<Settled, Failure> {
         self.budget.deposit();
         let Some(external_id) = &call.external_id else {
-            let batch = self.create(&call, &sending).await?;
+            let batch = self.create(call, &sending).await?;
             return Ok(created(batch));
         };
 
         let known = self.recent.get(external_id);
-        let open_until = self.earlier_try_ends(&call, known.as_ref());
+        let open_until = self.earlier_try_ends(call, known.as_ref());
         sending.set_earlier_try_is_open(open_until.is_some());
         let looked = self
-            .look_before(&call, external_id, known.as_ref(), open_until)
+            .look_before(call, external_id, known.as_ref(), open_until)
             .await;
         match looked {
-            Ok(Some(batch)) => return found(&call, batch),
+            Ok(Some(batch)) => return found(call, batch),
             Ok(None) => sending.set_earlier_try_is_open(false),
             Err(failure) => {
                 let is_created = matches!(known, Some(Known::Created { .. }));
@@ -139,7 +140,7 @@ impl Creator {
             }
         }
 
-        let result = self.create(&call, &sending).await;
+        let result = self.create(call, &sending).await;
         let known = match &result {
             Ok(batch) => Known::Created {
                 batch: Box::new(batch.clone()),
@@ -153,7 +154,7 @@ impl Creator {
         self.recent.remember(external_id.clone(), known);
         match result {
             Ok(batch) => Ok(created(batch)),
-            Err(failure) => self.recover(&call, external_id, failure).await,
+            Err(failure) => self.recover(call, external_id, failure).await,
         }
     }
 

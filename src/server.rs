@@ -81,12 +81,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let upstream = Upstream::new(config.upstream).map_err(StartError::Client)?;
     let gateway = Gateway {
         credentials: config.credentials,
-        creator: Creator::new(
+        creator: Arc::new(Creator::new(
             upstream,
             config.look_up,
             config.request_timeout,
             metrics.clone(),
-        ),
+        )),
         flights: flights.clone(),
         metrics: metrics.clone(),
     };

@@ -27,7 +27,7 @@ pub struct Gateway {
     /// Which headers calls carry.
     pub credentials: Credentials,
     /// Settles creates.
-    pub creator: Creator,
+    pub creator: Arc<Creator>,
     /// The calls under way.
     pub flights: Flights,
     /// What is counted.
@@ -103,19 +103,19 @@ impl Gateway {
             deadline,
             commit: arrived.commit,
         };
-        let call = CreateCall {
+        let call = Arc::new(CreateCall {
             headers,
             message: message.clone(),
-            body,
+            body: body.into(),
             external_id,
             attempt: Attempt::of_call(metadata),
             caller,
             deadline,
-        };
+        });
         self.flights
             .ride(&ticket, |sending| {
                 let (creator, call) = (self.creator.clone(), call.clone());
-                async move { creator.settle(call, sending).await }
+                async move { creator.settle(&call, sending).await }
             })
             .await
     }

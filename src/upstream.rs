@@ -126,7 +126,7 @@ impl Upstream {
     pub async fn create_batch(
         &self,
         mut headers: HeaderMap,
-        body: Vec<u8>,
+        body: Bytes,
         handover: &Handover,
     ) -> Result<Batch, Failure> {
         let quote = Quote::without_secrets_of(&headers);

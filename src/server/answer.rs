@@ -26,11 +26,11 @@ use crate::{credentials::REQUEST_ID, outcome::Outcome, status, telemetry::Call};
 /// Gives an answer of `BatchService` its form, and says which code it has.
 pub(super) fn shape(response: Response<Body>) -> (Response<Body>, Code) {
     let (response, code) = tell(response);
-    let may_repeat = response.headers().get(status::OUTCOME);
-    match code {
-        Code::Ok => (response, code),
-        _ if may_repeat.is_some_and(|o| o == Outcome::NotCreated.as_str()) => (response, code),
-        _ => (headers_then_trailers(response), code),
+    let outcome = response.headers().get(status::OUTCOME);
+    let may_be_repeated = outcome.is_some_and(|o| o == Outcome::NotCreated.as_str());
+    match code == Code::Ok || may_be_repeated {
+        true => (response, code),
+        false => (headers_then_trailers(response), code),
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Handover(Arc<AtomicU8>);
 
 impl Handover {
     /// A request that has not been handed over, and the body to send with it.
-    pub(crate) fn body(&self, bytes: Vec<u8>) -> RevocableBody {
+    pub(crate) fn body(&self, bytes: impl Into<Bytes>) -> RevocableBody {
         RevocableBody {
             bytes: Some(bytes.into()),
             handover: self.clone(),
