@@ -25,7 +25,7 @@ use tonic_health::pb::{
 
 use crate::{
     config::{Listen, Settings},
-    proto::full_descriptor_set,
+    proto::{SERVICE_CONFIG, full_descriptor_set},
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
     telemetry,
@@ -49,7 +49,8 @@ enum Commands {
     Simulate(Simulate),
     /// Asks a running gateway for its health; exits with 0 if it serves, else with 1.
     Healthcheck(Healthcheck),
-    /// Writes the FileDescriptorSet of the API, for grpcurl -protoset, Envoy or buf.
+    /// Writes the FileDescriptorSet of the API, for grpcurl -protoset, Envoy or buf; or the
+    /// service config for clients.
     Descriptor(Descriptor),
     /// Checks the configuration and prints it, with secrets redacted.
     Config(Settings),
@@ -97,6 +98,9 @@ struct Descriptor {
     /// The file to write; standard output by default.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Writes the gRPC service config for clients instead: retries of UNAVAILABLE alone (JSON).
+    #[arg(long)]
+    service_config: bool,
 }
 
 /// The commands that take the gateway's settings.
@@ -247,9 +251,13 @@ fn connect(listen: &Listen) -> io::Result<Channel> {
 }
 
 fn write_descriptor(descriptor: Descriptor) -> ExitCode {
+    let content = match descriptor.service_config {
+        true => SERVICE_CONFIG.as_bytes().to_vec(),
+        false => full_descriptor_set(),
+    };
     let written = match &descriptor.output {
-        Some(file) => fs::write(file, full_descriptor_set()),
-        None => io::stdout().write_all(&full_descriptor_set()),
+        Some(file) => fs::write(file, content),
+        None => io::stdout().write_all(&content),
     };
     exit_code(written.map(|()| ExitCode::SUCCESS))
 }
