@@ -206,7 +206,7 @@ impl Flights {
         Gate::Board(Rider::new(self, flight))
     }
 
-    /// Waits for a value, until the caller's deadline or the gateway's end.
+    /// Waits for a value, until the call's deadline or the gateway's end.
     async fn wait<T>(&self, ticket: &Ticket, value: impl Future<Output = T>) -> Result<T, Left> {
         let deadline = async {
             match ticket.deadline {
