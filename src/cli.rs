@@ -9,6 +9,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +29,7 @@ use crate::{
     proto::{SERVICE_CONFIG, full_descriptor_set},
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
-    telemetry,
+    telemetry::{self, Telemetry, Tracing},
 };
 
 /// A gRPC gateway for the batch ingestion REST API of Adobe Experience Platform.
@@ -171,13 +172,23 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    telemetry::start_logs(logs.format, logs.filter);
-    run_async(async move {
+    let tracing = match Tracing::from_environment() {
+        Ok(tracing) => tracing,
+        Err(problem) => {
+            tell_problems(&[problem]);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let log_level = telemetry::start_logs(logs.format, logs.filter);
+    let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
+    let ended = run_async(async move {
         let simulator = match demo {
             true => Some(demo::simulator(&mut config).await?),
             false => None,
         };
-        let running = server::start(config).await.map_err(io::Error::other)?;
+        let running = server::start(config, telemetry, log_level)
+            .await
+            .map_err(io::Error::other)?;
         announce(&running)?;
         if let Some(simulator) = &simulator {
             demo::show(running.listen(), simulator).await?;
@@ -185,7 +196,11 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         stop_signal().await?;
         running.drain().await;
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    if let Some(tracing) = tracing {
+        tracing.stop();
+    }
+    ended
 }
 
 /// The first line on standard output: where the gateway listens.

@@ -317,7 +317,7 @@ impl Settings {
         let drain_timeout = check.read("drain-timeout", &self.drain_timeout, duration);
 
         let config = || {
-            let max_in_flight = max_in_flight?;
+            let (max_in_flight, request_timeout) = (max_in_flight?, request_timeout?);
             Some(Config {
                 listen: listen?,
                 admin_listen: admin_listen?,
@@ -328,11 +328,12 @@ impl Settings {
                     extra_ca: extra_ca?,
                     http: http?,
                     connect_timeout: connect_timeout?,
+                    request_timeout,
                     direct: false,
                     idle_connections: max_in_flight,
                 },
                 look_up: look_up?,
-                request_timeout: request_timeout?,
+                request_timeout,
                 max_in_flight,
                 max_connections: max_connections?,
                 max_connection_age: max_connection_age?,

@@ -12,13 +12,16 @@ use tonic_health::{
 };
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::answer::{self, Answering};
+use super::{
+    answer::{self, Answering},
+    observed::{Received, Sent},
+};
 use crate::{
     flights::Commit,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
     status,
-    telemetry::Metrics,
+    telemetry::{self, Telemetry},
 };
 
 /// The most that a request message may have. Messages that are still arriving
@@ -39,7 +42,7 @@ pub(super) struct GrpcServices {
     batches: Batches,
     /// Health and reflection, by name.
     others: Arc<[(&'static str, OtherService)]>,
-    metrics: Arc<Metrics>,
+    telemetry: Arc<Telemetry>,
     draining: CancellationToken,
 }
 
@@ -50,7 +53,7 @@ impl GrpcServices {
         with_reflection: bool,
         draining: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
-        let metrics = gateway.metrics.clone();
+        let telemetry = gateway.telemetry.clone();
         let batches = BatchServiceServer::new(gateway)
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(LARGEST_MESSAGE);
@@ -64,7 +67,7 @@ impl GrpcServices {
         Ok(GrpcServices {
             batches,
             others: others.into(),
-            metrics,
+            telemetry,
             draining,
         })
     }
@@ -78,23 +81,26 @@ impl GrpcServices {
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
-            let call = self.metrics.call(Batches::NAME, known_method(method));
-            let commit = Commit::default();
+            let method = telemetry::Method::of(method);
+            let call = self.telemetry.call(method, request.headers(), None);
+            let (record, commit) = (call.record().clone(), Commit::default());
+            request.extensions_mut().insert(record.clone());
             request.extensions_mut().insert(commit.clone());
+            let request = request.map(|body| Received {
+                body,
+                record: record.clone(),
+            });
             let answering = self.batches.call(request);
             let mut answering: Answering = Box::pin(async move {
                 let Ok(response) = answering.await;
                 response
             });
-            return tokio::select! {
+            let response = tokio::select! {
                 biased;
-                response = &mut answering => {
-                    let (response, code) = answer::shape(response);
-                    call.ends(code);
-                    response
-                }
-                request_id = commit.committed() => answer::begin(request_id, answering, call),
+                response = &mut answering => answer::shape(response, &record),
+                () = commit.committed() => answer::begin(answering, record),
             };
+            return response.map(|body| Body::new(Sent { body, call }));
         }
         let other = self.others.iter().find(|(name, _)| *name == service);
         match other {
@@ -165,12 +171,4 @@ fn split_path(path: &str) -> (&str, &str) {
     path.strip_prefix('/')
         .and_then(|path| path.split_once('/'))
         .unwrap_or_default()
-}
-
-/// The label of a method: callers choose paths, and must not choose labels.
-fn known_method(method: &str) -> &'static str {
-    match method {
-        "CreateBatch" => "CreateBatch",
-        _ => "other",
-    }
 }
