@@ -4,6 +4,7 @@ mod admin;
 mod answer;
 mod grpc;
 mod listener;
+mod tls;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,7 +14,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
     grpc::GrpcServices,
-    listener::{Limits, Listener, Stop},
+    listener::{Limits, Listener, Server, Stop},
+    tls::Tls,
 };
 use crate::{
     config::{Config, Listen},
@@ -28,11 +30,16 @@ use crate::{
 /// How long the last answers may take to leave.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
+/// What is spoken inside TLS.
+const ALPN: &[&str] = &["h2"];
+
 /// Why the gateway did not start.
 #[derive(Debug)]
 pub enum StartError {
     /// An address could not be listened on.
     Listen(String, io::Error),
+    /// The certificates do not hold any more.
+    Tls(Vec<String>),
     /// The HTTP client could not be made.
     Client(reqwest::Error),
     /// The built-in descriptors are broken.
@@ -43,6 +50,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Listen(place, error) => write!(f, "cannot listen on {place}: {error}"),
+            StartError::Tls(problems) => write!(f, "{}", problems.join("; ")),
             StartError::Client(error) => write!(f, "cannot make an HTTP client: {error:?}"),
             StartError::Reflection(error) => write!(f, "cannot serve reflection: {error}"),
         }
@@ -77,6 +85,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .map_err(cannot_listen(config.admin_listen.to_string()))?;
 
     let metrics = Arc::new(Metrics::new());
+    let tls = config.tls.map(|tls| Tls::start(tls, ALPN, metrics.clone()));
+    let tls = tls.transpose().map_err(StartError::Tls)?;
     let flights = Flights::new(config.max_in_flight, metrics.clone());
     let upstream = Upstream::new(config.upstream).map_err(StartError::Client)?;
     let gateway = Gateway {
@@ -96,16 +106,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let stop = Stop::default();
     let not_ready = CancellationToken::new();
+    let limits = Limits {
+        connections: config.max_connections,
+        age: config.max_connection_age,
+    };
+    let server = Server::new(services, tls, limits, metrics.clone(), stop.clone());
+    tokio::spawn(server.accept(listener));
     tokio::spawn(admin::serve(admin_listener, metrics, not_ready.clone()));
-    tokio::spawn(listener::accept(
-        listener,
-        services,
-        Limits {
-            connections: config.max_connections,
-            age: config.max_connection_age,
-        },
-        stop.clone(),
-    ));
     Ok(Running {
         listen,
         admin,

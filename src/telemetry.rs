@@ -75,6 +75,11 @@ struct LookUpLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    reason: &'static str,
+}
+
 /// What is counted, for `/metrics`.
 #[derive(Debug)]
 pub struct Metrics {
@@ -87,6 +92,11 @@ pub struct Metrics {
     abandoned: Family<AbandonedLabels, Counter>,
     look_ups: Family<LookUpLabels, Counter>,
     retries: Counter,
+    connections: Gauge,
+    accepted: Counter,
+    refused: Family<RefusedLabels, Counter>,
+    tls_not_after: Family<[(&'static str, &'static str); 0], Gauge>,
+    tls_reloads: Family<LookUpLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -108,7 +118,18 @@ impl Metrics {
             abandoned: Family::default(),
             look_ups: Family::default(),
             retries: Counter::default(),
+            connections: Gauge::default(),
+            accepted: Counter::default(),
+            refused: Family::default(),
+            tls_not_after: Family::default(),
+            tls_reloads: Family::default(),
         };
+        for reason in ["limit", "tls", "silent"] {
+            let _ = metrics.refused.get_or_create(&RefusedLabels { reason });
+        }
+        for result in ["ok", "failed"] {
+            let _ = metrics.tls_reloads.get_or_create(&LookUpLabels { result });
+        }
         let registry = &mut metrics.registry;
         registry.register(
             "grpc_server_started",
@@ -149,6 +170,31 @@ impl Metrics {
             "aep_gateway_retries",
             "Requests to the API that were sent again",
             metrics.retries.clone(),
+        );
+        registry.register(
+            "aep_gateway_connections",
+            "Connections of callers",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "aep_gateway_accepted_connections",
+            "Connections of callers that were accepted",
+            metrics.accepted.clone(),
+        );
+        registry.register(
+            "aep_gateway_refused_connections",
+            "Connections of callers that were refused, by reason",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "aep_gateway_tls_certificate_not_after_seconds",
+            "When the gateway's certificate ends, in Unix time",
+            metrics.tls_not_after.clone(),
+        );
+        registry.register(
+            "aep_gateway_tls_reloads",
+            "Times that changed certificates were read, by what came of it",
+            metrics.tls_reloads.clone(),
         );
         registry.register(
             "aep_gateway_build",
@@ -231,6 +277,36 @@ impl Metrics {
     /// Counts a request that is sent again.
     pub fn retry(&self) {
         self.retries.inc();
+    }
+
+    /// Counts a connection that begins.
+    pub fn connection_opened(&self) {
+        self.accepted.inc();
+        self.connections.inc();
+    }
+
+    /// A connection has ended.
+    pub fn connection_closed(&self) {
+        self.connections.dec();
+    }
+
+    /// Counts a connection that is refused: `limit` (there are too many), `tls`
+    /// (no handshake, or a client that may not call) or `silent`.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    }
+
+    /// When the certificate in force ends, in Unix seconds.
+    pub fn tls_not_after(&self, unix_seconds: i64) {
+        self.tls_not_after.get_or_create(&[]).set(unix_seconds);
+    }
+
+    /// Counts an attempt to use changed certificates.
+    pub fn tls_reload(&self, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.tls_reloads
+            .get_or_create(&LookUpLabels { result })
+            .inc();
     }
 
     fn count(&self, outcome: Outcome, reason: &'static str) {

@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
 
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use tonic::{body::Body, codec::CompressionEncoding, server::NamedService};
+use tonic::{Code, body::Body, codec::CompressionEncoding, server::NamedService};
 use tonic_health::{
     pb::health_server::HealthServer,
     server::{HealthReporter, HealthService},
@@ -13,6 +13,7 @@ use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::answer::{self, Answering};
 use crate::{
+    certificates::Peer,
     flights::Commit,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
@@ -34,6 +35,7 @@ pub(super) struct GrpcServices {
     /// Health and reflection, by name.
     others: Arc<[(&'static str, OtherService)]>,
     metrics: Arc<Metrics>,
+    peer: Peer,
 }
 
 impl GrpcServices {
@@ -56,7 +58,13 @@ impl GrpcServices {
             batches,
             others: Arc::new(others),
             metrics,
+            peer: Peer::of(None, &[]),
         })
+    }
+
+    /// The services for one connection.
+    pub(super) fn for_peer(self, peer: Peer) -> Self {
+        GrpcServices { peer, ..self }
     }
 
     async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
@@ -67,8 +75,16 @@ impl GrpcServices {
             return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         }
         let (service, method) = split_path(request.uri().path());
+        if !self.peer.allowed {
+            if service == Batches::NAME {
+                let call = self.metrics.call(Batches::NAME, known_method(method));
+                call.ends(Code::PermissionDenied);
+            }
+            return status::client_not_allowed(self.peer.identity.as_deref()).into_http();
+        }
         if service == Batches::NAME {
             let call = self.metrics.call(Batches::NAME, known_method(method));
+            request.extensions_mut().insert(self.peer.clone());
             let commit = Commit::default();
             request.extensions_mut().insert(commit.clone());
             let answering = self.batches.call(request);
