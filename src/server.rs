@@ -92,10 +92,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
-    let services = GrpcServices::new(gateway, health.clone()).map_err(StartError::Reflection)?;
+    let not_ready = CancellationToken::new();
+    let services = GrpcServices::new(
+        gateway,
+        health.clone(),
+        config.reflection,
+        not_ready.clone(),
+    )
+    .map_err(StartError::Reflection)?;
 
     let stop = Stop::default();
-    let not_ready = CancellationToken::new();
     tokio::spawn(admin::serve(admin_listener, metrics, not_ready.clone()));
     tokio::spawn(listener::accept(
         listener,

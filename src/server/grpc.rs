@@ -2,8 +2,9 @@
 
 use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, codec::CompressionEncoding, server::NamedService};
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -24,6 +25,11 @@ use crate::{
 /// are held in memory, for each stream of each connection.
 const LARGEST_MESSAGE: usize = 256 * 1024;
 
+/// Tells an Envoy that checks health to send no more calls here, before its next
+/// check would.
+const HEALTH_CHECK_FAIL: HeaderName =
+    HeaderName::from_static("x-envoy-immediate-health-check-fail");
+
 type Batches = BatchServiceServer<Gateway>;
 type OtherService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
 
@@ -34,28 +40,32 @@ pub(super) struct GrpcServices {
     /// Health and reflection, by name.
     others: Arc<[(&'static str, OtherService)]>,
     metrics: Arc<Metrics>,
+    draining: CancellationToken,
 }
 
 impl GrpcServices {
     pub(super) fn new(
         gateway: Gateway,
         health: HealthReporter,
+        with_reflection: bool,
+        draining: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let metrics = gateway.metrics.clone();
         let batches = BatchServiceServer::new(gateway)
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(LARGEST_MESSAGE);
         let health = HealthServer::new(HealthService::from_health_reporter(health));
-        let others = [
-            other(health),
-            other(reflection().build_v1()?),
+        let mut others = vec![other(health)];
+        if with_reflection {
+            others.push(other(reflection().build_v1()?));
             // Older grpcurl and Postman know this version only.
-            other(reflection().build_v1alpha()?),
-        ];
+            others.push(other(reflection().build_v1alpha()?));
+        }
         Ok(GrpcServices {
             batches,
-            others: Arc::new(others),
+            others: others.into(),
             metrics,
+            draining,
         })
     }
 
@@ -103,8 +113,16 @@ impl hyper::service::Service<Request<Incoming>> for GrpcServices {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let answer = self.clone().answer(request);
-        Box::pin(async move { Ok(answer.await) })
+        let services = self.clone();
+        Box::pin(async move {
+            let draining = services.draining.clone();
+            let mut response = services.answer(request).await;
+            if draining.is_cancelled() {
+                let headers = response.headers_mut();
+                headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
+            }
+            Ok(response)
+        })
     }
 }
 
