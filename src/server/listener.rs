@@ -24,6 +24,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::field::display;
 
 use super::{grpc::GrpcServices, tls::Tls};
 use crate::{certificates::Peer, config::Listen, telemetry::Metrics};
@@ -171,12 +172,17 @@ impl Server {
             // No call can be on it yet.
             () = self.stop.drain.cancelled() => return,
         };
+        let from = from.map(display);
         match accepted {
             Ok((stream, peer)) => {
                 if !peer.allowed {
                     self.metrics.connection_refused("tls");
                     let identity = peer.identity.as_deref();
-                    tracing::warn!(?from, identity, "a client is not among those that may call");
+                    tracing::warn!(
+                        from,
+                        identity,
+                        "a client is not among --tls-allowed-clients"
+                    );
                 }
                 self.serve(stream, peer, opening).await;
             }
@@ -185,9 +191,9 @@ impl Server {
                 match error.kind() {
                     // A probe of the port.
                     io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                        tracing::debug!(?from, %error, "TLS was not agreed on");
+                        tracing::debug!(from, %error, "TLS was not agreed on");
                     }
-                    _ => tracing::warn!(?from, %error, "TLS was not agreed on"),
+                    _ => tracing::warn!(from, %error, "TLS was not agreed on"),
                 }
             }
         }
