@@ -7,11 +7,9 @@ use der::{
     AnyRef, Decode, SliceReader, Tag, Tagged,
     asn1::{GeneralizedTime, UtcTime},
 };
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
 use webpki::EndEntityCert;
 
 /// How TLS is spoken where calls are taken.

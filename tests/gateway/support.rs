@@ -4,9 +4,11 @@ mod gateway;
 mod scripted;
 mod tls;
 
-pub(crate) use gateway::{CREDENTIALS, Gateway, RawAnswer, frame, request, with_id};
+pub(crate) use gateway::{
+    CREATE, CREDENTIALS, Client, Gateway, RawAnswer, frame, request, with_id,
+};
 pub(crate) use scripted::{Scripted, Step};
-pub(crate) use tls::{TlsFront, certificate};
+pub(crate) use tls::{Authority, Issued, TlsFolder, TlsFront, certificate, handshake};
 
 use aep_batch_gateway::simulator::{Simulator, SimulatorOptions};
 
