@@ -20,5 +20,6 @@ mod metadata;
 mod retries;
 mod server;
 mod statuses;
+mod telemetry;
 mod upstream;
 mod wire_faults;

@@ -1,9 +1,11 @@
 //! A running gateway, and the upstreams to put behind it.
 
+mod collector;
 mod gateway;
 mod scripted;
 mod tls;
 
+pub(crate) use collector::{Collector, attribute};
 pub(crate) use gateway::{
     CREATE, CREDENTIALS, Client, Gateway, RawAnswer, frame, request, with_id,
 };
