@@ -627,6 +627,40 @@ mod tests {
     }
 
     #[test]
+    fn tls_problems_are_told_at_once() {
+        let told = |flags: &[&str]| check(flags).expect_err("problems").join("\n");
+        assert_eq!(
+            told(&["--tls-cert-file=x", "--tls-allowed-clients=a"]),
+            "--tls-allowed-clients needs --tls-client-ca-file: without it no client shows a \
+             certificate\n--tls-cert-file needs --tls-key-file"
+        );
+        let needs = "--tls-key-file needs --tls-cert-file";
+        assert_eq!(told(&["--tls-key-file=x"]), needs);
+        let needs = "--tls-client-ca-file needs --tls-cert-file";
+        assert_eq!(told(&["--tls-client-ca-file=x"]), needs);
+        let all = told(&[
+            "--tls-cert-file=/nowhere/c",
+            "--tls-key-file=/nowhere/k",
+            "--tls-client-ca-file=/nowhere/a",
+            "--tls-allowed-clients=*.example,CN=x,ok.example,spiffe://ok",
+        ]);
+        let flags: Vec<_> = all
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert_eq!(
+            flags,
+            [
+                "--tls-allowed-clients",
+                "--tls-allowed-clients",
+                "--tls-cert-file",
+                "--tls-key-file",
+                "--tls-client-ca-file",
+            ]
+        );
+    }
+
+    #[test]
     fn forwarded_metadata_is_a_list() {
         let config = check(&["--forward-metadata", "x-a, X-B"]).expect("names");
         assert_eq!(config.credentials.forward, ["x-a", "x-b"]);

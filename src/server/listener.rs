@@ -330,3 +330,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, pin::pin};
+
+    use http::Response;
+    use hyper::service::service_fn;
+    use tokio::time::timeout;
+    use tonic::body::Body;
+
+    use super::*;
+
+    /// The clock of this test jumps whenever nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_peer_is_let_go() {
+        let (peer, stream) = tokio::io::duplex(1024 * 1024);
+        let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::empty())));
+        let served = http2_server().serve_connection(TokioIo::new(stream), service);
+        let mut served = tokio::spawn(served);
+        let (_client, connection) = h2::client::handshake(peer).await.unwrap();
+        let mut connection = pin!(connection);
+
+        let while_it_answers = tokio::select! {
+            ended = timeout(Duration::from_secs(300), connection.as_mut()) => ended.is_ok(),
+            _ = &mut served => true,
+        };
+        assert!(!while_it_answers, "a peer that answers pings may be idle");
+        let begin = Instant::now();
+        let error = served.await.unwrap().unwrap_err();
+        assert!(error.is_timeout(), "{error}");
+        assert!(begin.elapsed() <= Duration::from_secs(40));
+    }
+}

@@ -66,7 +66,7 @@ async fn more_connections_than_there_may_be_are_closed_at_once() {
 async fn a_connection_that_does_not_begin_in_time_is_closed() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
-    let ca = Authority::new();
+    let ca = Authority::new("ca");
     let folder = TlsFolder::new("slow", &ca.issue(&["localhost"]), &ca);
     let flags = folder.mtls();
     let tls_gateway = Gateway::before(&upstream, &flags.each_ref().map(String::as_str)).await;

@@ -50,9 +50,70 @@ async fn create(gateway: &Gateway, config: ClientConfig) -> Result<RawAnswer, St
     client.create().await.map_err(|e| format!("{e:?}"))
 }
 
+/// `config` with flags: the problems it tells, a line each.
+async fn problems(flags: &[impl AsRef<str>], more: &[&str]) -> Vec<String> {
+    let flags = flags.iter().map(AsRef::as_ref);
+    let flags: Vec<_> = ["config"].into_iter().chain(flags).collect();
+    let checked = Gateway::command(&[&flags[..], more].concat())
+        .output()
+        .await;
+    let told = String::from_utf8(checked.unwrap().stderr).unwrap();
+    told.lines()
+        .skip(1)
+        .map(|line| line.trim().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn files_that_do_not_hold_are_refused_at_start() {
+    let ca = Authority::new("ca");
+    let folder = TlsFolder::new("bad", &ca.issue(&["localhost"]), &ca);
+    assert!(problems(&folder.mtls(), &[]).await.is_empty());
+
+    let Issued { key, .. } = ca.issue(&["localhost"]);
+    folder.write("tls.key", &key);
+    let told = problems(&folder.mtls(), &[]).await;
+    assert_eq!(told.len(), 1);
+    assert!(told[0].starts_with("--tls-key-file is bad: "), "{told:?}");
+
+    for file in ["tls.crt", "tls.key", "ca.crt"] {
+        folder.write(file, "nothing");
+    }
+    let told = problems(&folder.mtls(), &["--request-timeout=soon"]).await;
+    assert_eq!(told.len(), 4, "{told:?}");
+    let listed = format!("--tls-allowed-clients={LISTED}");
+    let told = problems(&folder.tls(), &[&listed]).await;
+    assert!(told[0].contains("needs --tls-client-ca-file"), "{told:?}");
+
+    let demo = ["demo", "--tls-cert-file=x", "--tls-key-file=y"];
+    let demo = Gateway::command(&demo).output().await.unwrap();
+    assert_eq!(demo.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_default_token_needs_an_allow_list_or_a_word() {
+    let ca = Authority::new("ca");
+    let folder = TlsFolder::new("token", &ca.issue(&["localhost"]), &ca);
+    folder.write("token", "s3cret-token");
+    let token = format!("--default-token-file={}/token", folder.path().display());
+    let told = problems(&folder.mtls(), &[&token]).await;
+    assert!(
+        told[0].starts_with("--default-token-file lets whoever"),
+        "{told:?}"
+    );
+    let listed = format!("--tls-allowed-clients={LISTED}");
+    assert!(
+        problems(&folder.mtls(), &[&token, &listed])
+            .await
+            .is_empty()
+    );
+    let said = [&token, "--callers-are-authenticated"];
+    assert!(problems(&folder.mtls(), &said).await.is_empty());
+}
+
 #[tokio::test]
 async fn tls_is_spoken_and_nothing_else() {
-    let (upstream, ca) = (simulator().await, Authority::new());
+    let (upstream, ca) = (simulator().await, Authority::new("ca"));
     let folder = TlsFolder::new("tls-only", &ca.issue(&["localhost"]), &ca);
     let gateway = start(&upstream, &folder.tls(), &[]).await;
 
@@ -69,7 +130,7 @@ async fn tls_is_spoken_and_nothing_else() {
     http1.alpn_protocols = vec![b"http/1.1".to_vec()];
     let refused = connect(&gateway, http1).await.err().unwrap();
     assert!(refused.contains("NoApplicationProtocol"), "{refused}");
-    let stranger = Authority::new().client(None);
+    let stranger = Authority::new("stranger").client(None);
     let refused = connect(&gateway, stranger).await.err().unwrap();
     assert!(refused.contains("UnknownIssuer"), "{refused}");
 
@@ -94,7 +155,7 @@ async fn tls_is_spoken_and_nothing_else() {
 
 #[tokio::test]
 async fn a_client_without_a_good_certificate_gets_no_connection() {
-    let (upstream, ca) = (simulator().await, Authority::new());
+    let (upstream, ca) = (simulator().await, Authority::new("ca"));
     let folder = TlsFolder::new("mtls", &ca.issue(&["localhost"]), &ca);
     let gateway = start(&upstream, &folder.mtls(), &[]).await;
     let good = ca.issue(&[LISTED]);
@@ -107,12 +168,12 @@ async fn a_client_without_a_good_certificate_gets_no_connection() {
     let for_servers = ca.issue_with(&[LISTED], |params| {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     });
-    let of_another = Authority::new().issue(&[LISTED]);
+    let of_another = Authority::new("another").issue(&[LISTED]);
     for (shown, why) in [
         (None, "CertificateRequired"),
         (Some(&over), "CertificateExpired"),
         (Some(&of_another), "UnknownCA"),
-        (Some(&for_servers), "BadCertificate"),
+        (Some(&for_servers), "UnsupportedCertificate"),
     ] {
         let refused = create(&gateway, ca.client(shown)).await.unwrap_err();
         assert!(refused.contains(why), "{refused} is not {why}");
@@ -123,7 +184,7 @@ async fn a_client_without_a_good_certificate_gets_no_connection() {
 
 #[tokio::test]
 async fn only_clients_on_the_list_may_call() {
-    let (upstream, ca) = (simulator().await, Authority::new());
+    let (upstream, ca) = (simulator().await, Authority::new("ca"));
     let folder = TlsFolder::new("allowed", &ca.issue(&["localhost"]), &ca);
     let list = format!("--tls-allowed-clients={LISTED}, client.example");
     let gateway = start(&upstream, &folder.mtls(), &[&list]).await;
@@ -165,7 +226,7 @@ async fn only_clients_on_the_list_may_call() {
 
 #[tokio::test]
 async fn changed_certificates_are_used_and_no_connection_is_dropped() {
-    let (upstream, ca) = (simulator().await, Authority::new());
+    let (upstream, ca) = (simulator().await, Authority::new("ca"));
     let first = ca.issue(&["localhost"]);
     let folder = TlsFolder::new("reload", &first, &ca);
     let gateway = start(&upstream, &folder.mtls(), &[]).await;
@@ -202,7 +263,7 @@ async fn changed_certificates_are_used_and_no_connection_is_dropped() {
     stays().await;
 
     // The authority of clients changes: first both, then the new one alone.
-    let new_ca = Authority::new();
+    let new_ca = Authority::new("new");
     let new_client = new_ca.issue(&[LISTED]);
     for (authorities, old_may) in [(ca.pem() + &new_ca.pem(), true), (new_ca.pem(), false)] {
         folder.write("ca.crt", &authorities);
@@ -220,7 +281,7 @@ async fn changed_certificates_are_used_and_no_connection_is_dropped() {
 
 #[tokio::test]
 async fn certificates_are_followed_as_kubernetes_swaps_them() {
-    let (upstream, ca) = (simulator().await, Authority::new());
+    let (upstream, ca) = (simulator().await, Authority::new("ca"));
     let (first, second) = (ca.issue(&["localhost"]), ca.issue(&["localhost"]));
     let folder = TlsFolder::new("kubernetes", &first, &ca);
     let path = folder.path();
@@ -247,7 +308,7 @@ async fn certificates_are_followed_as_kubernetes_swaps_them() {
 
 #[tokio::test]
 async fn connections_that_have_not_begun_do_not_delay_the_end() {
-    let (upstream, ca) = (simulator().await, Authority::new());
+    let (upstream, ca) = (simulator().await, Authority::new("ca"));
     let folder = TlsFolder::new("drain", &ca.issue(&["localhost"]), &ca);
     let gateway = start(&upstream, &folder.mtls(), &[]).await;
     let _silent = TcpStream::connect(&gateway.listen).await.unwrap();
@@ -268,7 +329,7 @@ async fn connections_that_have_not_begun_do_not_delay_the_end() {
 
 #[tokio::test]
 async fn tls_on_a_unix_socket() {
-    let (upstream, ca) = (simulator().await, Authority::new());
+    let (upstream, ca) = (simulator().await, Authority::new("ca"));
     let folder = TlsFolder::new("unix", &ca.issue(&["localhost"]), &ca);
     let listen = format!("--listen=unix:{}/gateway.sock", folder.path().display());
     let gateway = start(&upstream, &folder.mtls(), &[&listen]).await;
