@@ -4,6 +4,7 @@ mod admin;
 mod answer;
 mod grpc;
 mod listener;
+mod web;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,6 +15,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::{
     grpc::GrpcServices,
     listener::{Limits, Listener, Stop},
+    web::Web,
 };
 use crate::{
     config::{Config, Listen},
@@ -79,6 +81,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let flights = Flights::new(config.max_in_flight, metrics.clone());
     let upstream = Upstream::new(config.upstream).map_err(StartError::Client)?;
+    let web = config.grpc_web.map(|origins| Web {
+        origins,
+        metadata: config.credentials.forward.clone(),
+    });
+    let http1 = web.is_some();
     let gateway = Gateway {
         credentials: config.credentials,
         creator: Arc::new(Creator::new(
@@ -97,6 +104,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         gateway,
         health.clone(),
         config.reflection,
+        web,
         not_ready.clone(),
     )
     .map_err(StartError::Reflection)?;
@@ -110,6 +118,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             connections: config.max_connections,
             age: config.max_connection_age,
         },
+        http1,
         stop.clone(),
     ));
     Ok(Running {

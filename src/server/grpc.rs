@@ -1,4 +1,4 @@
-//! One HTTP/2 request → the gRPC service that it is for.
+//! One request → the gRPC service that it is for.
 
 use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
 
@@ -12,7 +12,10 @@ use tonic_health::{
 };
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::answer::{self, Answering};
+use super::{
+    answer::{self, Answering},
+    web::Web,
+};
 use crate::{
     flights::Commit,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
@@ -31,7 +34,7 @@ const HEALTH_CHECK_FAIL: HeaderName =
     HeaderName::from_static("x-envoy-immediate-health-check-fail");
 
 type Batches = BatchServiceServer<Gateway>;
-type OtherService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
+type OtherService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// The gRPC services of this server.
 #[derive(Clone)]
@@ -40,6 +43,7 @@ pub(super) struct GrpcServices {
     /// Health and reflection, by name.
     others: Arc<[(&'static str, OtherService)]>,
     metrics: Arc<Metrics>,
+    web: Option<Arc<Web>>,
     draining: CancellationToken,
 }
 
@@ -48,6 +52,7 @@ impl GrpcServices {
         gateway: Gateway,
         health: HealthReporter,
         with_reflection: bool,
+        web: Option<Web>,
         draining: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let metrics = gateway.metrics.clone();
@@ -65,16 +70,17 @@ impl GrpcServices {
             batches,
             others: others.into(),
             metrics,
+            web: web.map(Arc::new),
             draining,
         })
     }
 
-    async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
+    async fn answer(mut self, mut request: Request<Body>) -> Response<Body> {
         if request.method() != Method::POST {
-            return refuse(StatusCode::METHOD_NOT_ALLOWED);
+            return answer::refuse(StatusCode::METHOD_NOT_ALLOWED);
         }
         if !is_grpc(&request) {
-            return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+            return answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
@@ -115,9 +121,15 @@ impl hyper::service::Service<Request<Incoming>> for GrpcServices {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let services = self.clone();
         Box::pin(async move {
-            let draining = services.draining.clone();
-            let mut response = services.answer(request).await;
-            if draining.is_cancelled() {
+            let request = request.map(Body::new);
+            let mut response = match &services.web {
+                Some(web) => {
+                    web.answer(request, |call| services.clone().answer(call))
+                        .await
+                }
+                None => services.clone().answer(request).await,
+            };
+            if services.draining.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
@@ -136,7 +148,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 
 fn other<S>(service: S) -> (&'static str, OtherService)
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
         + NamedService
         + Clone
         + Send
@@ -148,16 +160,10 @@ where
 }
 
 /// tonic itself takes any content type, which would let a web page make calls.
-fn is_grpc(request: &Request<Incoming>) -> bool {
+fn is_grpc(request: &Request<Body>) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let kind = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
     matches!(kind, Some([] | [b'+' | b';', ..]))
-}
-
-fn refuse(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    response
 }
 
 /// `/package.Service/Method` → service and method.

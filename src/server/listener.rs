@@ -1,5 +1,5 @@
-//! Connections in: TCP or a Unix socket, each served as HTTP/2 until it ends
-//! or the server drains.
+//! Connections in: TCP or a Unix socket, each served as HTTP/2 (or HTTP/1.1,
+//! for gRPC-Web) until it ends or the server drains.
 
 use std::{
     fs, io,
@@ -14,8 +14,10 @@ use std::{
     time::Duration,
 };
 
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, UnixListener},
@@ -78,7 +80,8 @@ pub(super) struct Limits {
     pub(super) age: Duration,
 }
 
-/// How long a connection may take to begin with HTTP/2.
+/// How long a connection may take to begin with HTTP/2, or to send the head of
+/// an HTTP/1.1 request.
 const OPENING: Duration = Duration::from_secs(10);
 
 /// How long the calls of a connection may go on after GOAWAY. No create takes
@@ -89,8 +92,14 @@ const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
 const PREFACE: usize = 24;
 
 /// Takes connections until the server drains.
-pub(super) async fn accept(listener: Listener, services: GrpcServices, limits: Limits, stop: Stop) {
-    let http2 = http2_server();
+pub(super) async fn accept(
+    listener: Listener,
+    services: GrpcServices,
+    limits: Limits,
+    http1: bool,
+    stop: Stop,
+) {
+    let http = http_server(http1);
     let slots = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = tokio::select! {
@@ -111,16 +120,16 @@ pub(super) async fn accept(listener: Listener, services: GrpcServices, limits: L
             continue;
         };
         let age = limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
-        let (http2, services, stop) = (http2.clone(), services.clone(), stop.clone());
+        let (http, services, stop) = (http.clone(), services.clone(), stop.clone());
         let connections = stop.connections.clone();
         connections.spawn(async move {
             let _slot = slot;
             match stream {
                 Stream::Tcp(stream) => {
                     let _ = stream.set_nodelay(true);
-                    serve(http2, stream, services, age, stop).await;
+                    serve(http, stream, services, age, stop).await;
                 }
-                Stream::Unix(stream) => serve(http2, stream, services, age, stop).await,
+                Stream::Unix(stream) => serve(http, stream, services, age, stop).await,
             }
         });
     }
@@ -138,9 +147,9 @@ async fn accept_one(listener: &Listener) -> io::Result<Stream> {
     })
 }
 
-fn http2_server() -> http2::Builder<TokioExecutor> {
-    let mut http2 = http2::Builder::new(TokioExecutor::new());
-    http2
+fn http_server(http1: bool) -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
         // 16 KiB of metadata, and what HTTP/2 counts for each name (RFC 9113, section 6.5.2).
@@ -149,11 +158,19 @@ fn http2_server() -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(4 * 1024 * 1024)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
-    http2
+    http.http1()
+        .timer(TokioTimer::new())
+        .max_buf_size(32 * 1024)
+        // Ends idle connections too.
+        .header_read_timeout(OPENING);
+    match http1 {
+        true => http,
+        false => http.http2_only(),
+    }
 }
 
 async fn serve(
-    http2: http2::Builder<TokioExecutor>,
+    http: auto::Builder<TokioExecutor>,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     services: GrpcServices,
     age: Duration,
@@ -164,7 +181,7 @@ async fn serve(
         stream,
         received: received.clone(),
     };
-    let connection = http2.serve_connection(TokioIo::new(stream), services);
+    let connection = http.serve_connection(TokioIo::new(stream), services);
     tokio::pin!(connection);
     let silent = async {
         sleep(OPENING).await;
