@@ -161,8 +161,10 @@ fn http_server(http1: bool) -> auto::Builder<TokioExecutor> {
     http.http1()
         .timer(TokioTimer::new())
         .max_buf_size(32 * 1024)
-        // Ends idle connections too.
-        .header_read_timeout(OPENING);
+        .header_read_timeout(OPENING)
+        // One call each: browsers send a POST again by themselves when a connection breaks that
+        // has served them before.
+        .keep_alive(false);
     match http1 {
         true => http,
         false => http.http2_only(),

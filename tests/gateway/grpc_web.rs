@@ -69,6 +69,8 @@ impl Answer {
                 _ => panic!("a frame of kind {kind}"),
             }
         }
+        let names = answer.trailers.keys_len();
+        assert_eq!(names, answer.trailers.len(), "each once: {answer:?}");
         answer
     }
 
@@ -158,7 +160,8 @@ async fn a_batch_in_every_form() {
             let answer = Answer::of(answer).await;
             assert_eq!(answer.headers["content-type"], told);
             assert_eq!(answer.headers["x-request-id"], "mine");
-            assert_eq!(answer.headers["aep-batch-outcome"], "CREATED");
+            assert_eq!(answer.trailers["aep-batch-outcome"], "CREATED");
+            assert!(!answer.headers.contains_key("aep-batch-outcome"), "once");
             assert_eq!(answer.status().code(), Code::Ok);
             let id = answer.message.unwrap().batch.unwrap().id;
             assert_eq!(upstream.batches().last().unwrap()["id"], id.as_str());
@@ -211,6 +214,10 @@ async fn every_failure_tells_its_details_in_trailers() {
                 assert_eq!(answer.reason(), reason);
                 assert_eq!(answer.trailers["aep-batch-outcome"], outcome);
                 assert_eq!(answer.message, None);
+                // Connect joins both, and would tell what stands in both twice.
+                let told_twice = |name| answer.headers.contains_key(name);
+                assert!(!answer.trailers.keys().any(told_twice), "{answer:?}");
+                assert!(told_twice(&HeaderName::from_static("x-request-id")));
             }
         }
     }
@@ -447,28 +454,20 @@ async fn rest(mut stream: TcpStream) -> String {
 #[tokio::test]
 async fn a_connection_that_stops_talking_is_closed() {
     let (_upstream, gateway) = start(&[]).await;
-    let whole = http1_call();
-    let begun = [
+    let mut all = Vec::new();
+    for begun in [
         "",
         "PRI * HTTP/2.0\r\n",
         "POST / HTTP/1.1\r\n",
         "POST / HTTP/1.1\r\nhost: gateway\r\nx: y",
-    ];
-    let begun = begun.map(str::as_bytes).into_iter().chain([&whole[..]]);
-    let mut all = Vec::new();
-    for bytes in begun {
+    ] {
         let mut stream = TcpStream::connect(&gateway.listen).await.unwrap();
-        stream.write_all(bytes).await.unwrap();
+        stream.write_all(begun.as_bytes()).await.unwrap();
         all.push(tokio::spawn(rest(stream)));
     }
-    let mut last = String::new();
     for stream in all {
-        last = stream.await.unwrap();
+        assert_eq!(stream.await.unwrap(), "");
     }
-    assert!(
-        last.contains("grpc-status:0"),
-        "answered, then closed: {last}"
-    );
 }
 
 #[tokio::test]
@@ -484,24 +483,34 @@ async fn an_old_connection_ends_after_its_call() {
 }
 
 #[tokio::test]
-async fn a_drain_lets_calls_finish_and_idle_connections_go() {
+async fn an_http1_connection_serves_one_call() {
     let (upstream, gateway) = start(&[]).await;
-    let mut idle = TcpStream::connect(&gateway.listen).await.unwrap();
-    idle.write_all(&http1_call()).await.unwrap();
-    let mut first = vec![0; 4096];
-    assert!(idle.read(&mut first).await.unwrap() > 0);
+    let mut stream = TcpStream::connect(&gateway.listen).await.unwrap();
+    let begin = Instant::now();
+    let twice = http1_call().repeat(2);
+    stream.write_all(&twice).await.unwrap();
+    let answer = rest(stream).await;
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert_eq!(answer.matches("grpc-status:0").count(), 1, "{answer}");
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert_eq!(upstream.batches().len(), 1);
+}
 
+#[tokio::test]
+async fn a_drain_lets_calls_finish_and_silent_connections_go() {
+    let (upstream, gateway) = start(&[]).await;
+    let silent = TcpStream::connect(&gateway.listen).await.unwrap();
     upstream.meet(Fault::Delay(Duration::from_millis(800)));
     let mut busy = TcpStream::connect(&gateway.listen).await.unwrap();
     busy.write_all(&http1_call()).await.unwrap();
-    while upstream.received().len() < 2 {
+    while upstream.received().is_empty() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let begin = Instant::now();
     gateway.terminate();
     let answer = rest(busy).await;
     assert!(answer.contains("grpc-status:0"), "{answer}");
-    rest(idle).await;
+    rest(silent).await;
     let (status, log) = gateway.ended().await;
     assert!(status.success(), "{log}");
     assert!(
