@@ -396,6 +396,10 @@ impl Settings {
         let allowed = list(&self.tls_allowed_clients)
             .filter_map(|name| check.read("tls-allowed-clients", name, client_name))
             .collect();
+        if !self.tls_allowed_clients.is_empty() && names(&self.tls_allowed_clients).count() == 0 {
+            let nobody = "--tls-allowed-clients names nobody".to_owned();
+            check.problems.push(nobody); // an empty list would let all in
+        }
         if client_ca.is_none() && !self.tls_allowed_clients.is_empty() {
             check.problems.push(
                 "--tls-allowed-clients needs --tls-client-ca-file: without it no client shows a \
@@ -483,7 +487,7 @@ impl Settings {
 
 /// Refuses what no certificate can hold, and wildcards, which would not be one.
 fn client_name(name: &str) -> Result<String, String> {
-    match name.contains("://") || DnsName::try_from(name).is_ok() {
+    match name.contains(':') || DnsName::try_from(name).is_ok() {
         true => Ok(name.to_owned()),
         false => Err(format!("has {name:?}: neither a URI nor a DNS name")),
     }
@@ -680,13 +684,14 @@ mod tests {
         );
         let needs = "--tls-key-file needs --tls-cert-file";
         assert_eq!(told(&["--tls-key-file=x"]), needs);
+        assert!(told(&["--tls-allowed-clients=,"]).contains("names nobody"));
         let needs = "--tls-client-ca-file needs --tls-cert-file";
         assert_eq!(told(&["--tls-client-ca-file=x"]), needs);
         let all = told(&[
             "--tls-cert-file=/nowhere/c",
             "--tls-key-file=/nowhere/k",
             "--tls-client-ca-file=/nowhere/a",
-            "--tls-allowed-clients=*.example,CN=x,ok.example,spiffe://ok",
+            "--tls-allowed-clients=*.example,CN=x,ok.example,spiffe://ok,urn:uuid:1",
         ]);
         let flags: Vec<_> = all
             .lines()
