@@ -396,7 +396,7 @@ impl Settings {
         let allowed = list(&self.tls_allowed_clients)
             .filter_map(|name| check.read("tls-allowed-clients", name, client_name))
             .collect();
-        if !self.tls_allowed_clients.is_empty() && names(&self.tls_allowed_clients).count() == 0 {
+        if !self.tls_allowed_clients.is_empty() && list(&self.tls_allowed_clients).count() == 0 {
             let nobody = "--tls-allowed-clients names nobody".to_owned();
             check.problems.push(nobody); // an empty list would let all in
         }
