@@ -71,7 +71,7 @@ pub struct Settings {
     )]
     pub grpc_web: String,
 
-    /// Origins whose web pages may call, like https://app.example.com, separated by commas.
+    /// Origins whose web pages may call, like `https://app.example.com`, separated by commas.
     #[arg(long, value_name = "ORIGINS", default_value = "")]
     pub grpc_web_origins: String,
 
