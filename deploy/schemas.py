@@ -9,6 +9,10 @@ import yaml
 
 # Not imported: only its data is used.
 PACKAGED = Path(find_spec("kubernetes_validate").origin).parent / "kubernetes-json-schema"
+# An operator's definition has the string `=` bare, which YAML 1.1 had a type for.
+yaml.CSafeLoader.add_constructor(
+    "tag:yaml.org,2002:value", yaml.constructor.SafeConstructor.construct_yaml_str
+)
 KINDS = """
     configmap-v1 deployment-apps-v1 horizontalpodautoscaler-autoscaling-v2
     networkpolicy-networking-v1 pod-v1 poddisruptionbudget-policy-v1 service-v1
@@ -27,6 +31,11 @@ def closed(required, **properties):
     }
 
 
+STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+TOP = {
+    "apiVersion": NAME, "kind": NAME,
+    "metadata": closed(["name"], name=NAME, namespace=NAME, labels=STRINGS, annotations=STRINGS),
+}
 REFERENCE = closed(["kind", "name"], group=NAME, kind=NAME, name=NAME)
 LINKERD = {
     "server_v1beta3": closed(
@@ -56,7 +65,7 @@ def write(folder, versions, sources):
             for definition in yaml.load_all(file.read_text(), yaml.CSafeLoader):
                 write_definition(crds, definition)
     for name, spec in LINKERD.items():
-        top = closed(["spec"], spec=spec, **dict.fromkeys(["apiVersion", "kind", "metadata"], {}))
+        top = closed(["spec"], spec=spec, **TOP)
         save(crds / "policy.linkerd.io" / f"{name}.json", top)
     for version in versions:
         source = PACKAGED / f"v{version}-local-strict"
@@ -80,7 +89,7 @@ def write_definition(crds, definition):
     spec = definition["spec"]
     for version in spec["versions"]:
         schema = version["schema"]["openAPIV3Schema"]
-        schema["properties"] |= dict.fromkeys(["apiVersion", "kind", "metadata"], {})
+        schema["properties"] |= TOP
         name = f"{spec['names']['kind'].lower()}_{version['name']}.json"
         save(crds / spec["group"] / name, strict(schema))
 
