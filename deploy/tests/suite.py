@@ -11,6 +11,7 @@ import schemas
 import yaml
 from envoy import check_envoy
 from gateway import check_gateway
+from memory import check_memory
 from renderings import EVERY_RENDERING, Rendered, helm, template
 from report import CHART, CRDS, EXAMPLES, TOOLS, check, run
 from values import BAD_VALUES, VALUE_SETS
@@ -20,7 +21,7 @@ KUBERNETES = ["1.29.0", "1.31.0", "1.33.0", "1.35.0", "1.37.0"]
 
 def check_chart():
     rendered = [Rendered(*row) for row in VALUE_SETS]
-    for r, row in zip(rendered, VALUE_SETS):
+    for r, row in zip(rendered, VALUE_SETS, strict=True):
         code, out, err = helm(["lint", "--strict"], row[1])
         check(f"lint and render: {r.name}", [out, err] if code else [] if r.documents else [r.error])
     rendered = [r for r in rendered if r.documents]
@@ -135,6 +136,7 @@ def main():
     check_names(rendered)
     check_gateway(rendered)
     check_envoy()
+    check_memory(rendered)
     print(f"{report.passed} passed, {report.failed} failed")
     return 1 if report.failed else 0
 
