@@ -37,20 +37,25 @@ def check_memory(rendered):
             with running(
                 GATEWAY, "serve", *port0, "--admin-listen", "127.0.0.1:0",
                 "--upstream-url", api["upstream_url"], "--catalog-url", api["catalog_url"],
-                "--max-in-flight", creates, "--max-connections", connections, log=log,
+                "--max-in-flight", creates, "--max-connections", connections,
+                "--request-timeout", "60s", log=log,
             ) as gateway:  # fmt: skip
                 listens = json.loads(gateway.stdout.readline())
                 before = megabytes(gateway.pid)
                 idle = [connect(listens["listen"]) for _ in range(connections - CHANNELS)]
                 held = megabytes(gateway.pid)
-                in_flight = asyncio.run(create_many(listens, creates))
+                in_flight, problems = asyncio.run(create_many(listens, creates))
                 peak = megabytes(gateway.pid)
                 for one in idle:
                     one.close()
+    if in_flight != creates:
+        problems.append(f"only {in_flight} creates were in flight at once")
+    if peak * 1e6 > int(limit[1]) * 2**20:
+        problems.append("too much")
     check(
         f"below {limit[1]} MiB with all in use: {before} MB at start, {held} MB with {connections}"
         f" connections, {peak} MB at most with {creates} creates of {LARGE // 1000} KB in flight",
-        in_flight != creates or peak * 1e6 > int(limit[1]) * 2**20,
+        problems,
     )
 
 
@@ -70,7 +75,7 @@ def megabytes(pid):
 
 
 async def create_many(listens, count):
-    """Large creates, at the same time; gives how many the gateway had in flight at most."""
+    """Large creates, at the same time: how many the gateway had in flight at most, and those that failed."""
     request = pb.CreateBatchRequest(dataset_id="5c8c3c555033b814b69f947f")
     request.tags["large"].values.append("x" * LARGE)
     channels = [
@@ -80,8 +85,7 @@ async def create_many(listens, count):
     stubs = [batch_service_pb2_grpc.BatchServiceStub(channel) for channel in channels]
 
     async def create(number):
-        calling = stubs[number % CHANNELS].CreateBatch(request, timeout=60, metadata=CREDENTIALS)
-        await calling
+        await stubs[number % CHANNELS].CreateBatch(request, timeout=90, metadata=CREDENTIALS)
 
     creates = [asyncio.create_task(create(number)) for number in range(count)]
     most = 0
@@ -90,7 +94,7 @@ async def create_many(listens, count):
         page = (await asyncio.to_thread(http, f"http://{listens['admin']}/metrics"))[1]
         now = re.search(r"^aep_gateway_creates_in_flight (\d+)", page, re.M)
         most = max(most, int(now[1]) if now else 0)
-    await asyncio.gather(*creates)
+    ended = await asyncio.gather(*creates, return_exceptions=True)
     for channel in channels:
         await channel.close()
-    return most
+    return most, [end for end in ended if isinstance(end, Exception)]
