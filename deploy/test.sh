@@ -28,6 +28,8 @@ for program in go openssl python3; do
 done
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
 python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)"
+files=$(ulimit -Hn)
+[[ $files == unlimited ]] || ((files >= 8192)) || cannot "a process may open $files files, not 8192 (ulimit -Hn)"
 [[ -x $gateway ]] || cannot "no gateway at $gateway: run cargo build, or name it as argument"
 
 # build MODULE/cmd/NAME@VERSION: only if it is not there in that version
