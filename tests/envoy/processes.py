@@ -170,6 +170,7 @@ class Stand:
         process = self.start(
             "envoy", ENVOY, "-c", config, "--concurrency", 1, "--use-dynamic-base-id",
             "--admin-address-path", where, "--log-level", "warning",
+            "--service-cluster", "sidecar",
         )
 
         def ready():

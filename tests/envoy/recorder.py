@@ -85,11 +85,9 @@ def handler(recorder):
         wbufsize = -1  # an answer leaves as one packet
 
         def do_POST(self):
-            size = int(self.headers.get("content-length") or 0)
             names = {name.lower() for name in self.headers}
             headers = {name: ", ".join(self.headers.get_all(name)) for name in names}
-            body = self.rfile.read(size)
-            request = Request(time.monotonic(), self.command, self.path, headers, body)
+            request = Request(time.monotonic(), self.command, self.path, headers, self.body())
             status, answer = recorder.answer(request)
             content = json.dumps(answer).encode()
             self.send_response(status)
@@ -99,6 +97,16 @@ def handler(recorder):
             self.wfile.write(content)
 
         do_GET = do_POST
+
+        def body(self):
+            if self.headers.get("transfer-encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("content-length") or 0))
+            chunks = []
+            while size := int(self.rfile.readline(), 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
 
         def log_message(self, *_):
             pass

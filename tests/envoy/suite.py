@@ -14,12 +14,12 @@ import capacity
 import checks
 import deadlines
 import faults
+import propagation
 import tls
-import tracing
 import web
 from processes import ENVOY, Failed, Stand
 
-MODULES = [balancing, capacity, deadlines, tracing, tls, web, faults]
+MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults]
 
 
 def chosen(wanted):
