@@ -1,11 +1,12 @@
 """Deadlines through Envoy: the gateway's own answer arrives first, and no one works on for long."""
 
 import asyncio
+import socket
 
 from calls import Load, check_calls, table
 from checks import check, show
 from envoy_config import ISTIO, NO_RETRY
-from recorder import Recorder
+from recorder import CATALOG, IMPORT
 
 # Envoy's route gives up after a second, whatever the caller's deadline says. It tells the gateway
 # so in x-envoy-expected-rq-timeout-ms.
@@ -13,10 +14,13 @@ ONE_SECOND = {"timeout": "1s", "max_stream_duration": None}
 
 
 def told_by_the_gateway(calls):
-    """After sending the outcome is open; Envoy's own answer would have none."""
+    """After sending the outcome is open; Envoy's own answer would have none. It may be first if the
+    machine is busy: the gateway leaves 20 ms."""
     said = ("DEADLINE_EXCEEDED", "UNKNOWN", "DEADLINE_AFTER_SENDING")
     found = [c for c in calls if (c.code, c.outcome, c.reason) != said]
-    check("the gateway's own status arrives", calls and not found, *found)
+    show(len(found), "calls that Envoy or the client answered first")
+    check("the gateway's own status arrives", len(found) <= len(calls) / 10, *found)
+    check("none is told CANCELLED", all(c.code != "CANCELLED" for c in calls))
 
 
 async def route_timeout(stand):
@@ -26,6 +30,7 @@ async def route_timeout(stand):
     load = Load(stand.address)
     for _ in range(40):
         load.call(deadline=10.0)
+        await asyncio.sleep(0.02)
     calls = await load.ended(stand, afterwards=2.5)
     table(stand, calls)
     check_calls(calls)
@@ -47,6 +52,7 @@ async def grpc_timeout(stand):
     load = Load(stand.address)
     for _ in range(40):
         load.call(deadline=0.5)
+        await asyncio.sleep(0.02)
     calls = await load.ended(stand, afterwards=1.5)
     retries = table(stand, calls)
     check_calls(calls)
@@ -56,30 +62,62 @@ async def grpc_timeout(stand):
     check("Envoy retried nothing", retries == 0, retries)
 
 
+class Nowhere:
+    """A port where connections do not come about: as many wait as may."""
+
+    def __init__(self, stand):
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+        address = self.listener.getsockname()
+        self.waiting = [socket.socket() for _ in range(3)]
+        for waits in self.waiting:
+            waits.setblocking(False)
+            waits.connect_ex(address)
+        stand.servers.append(self)
+        url = f"http://127.0.0.1:{address[1]}"
+        self.upstream = {"upstream_url": url + IMPORT, "catalog_url": url + CATALOG}
+
+    def close(self):
+        for end in [self.listener, *self.waiting]:
+            end.close()
+
+    def received(self):
+        """Takes all who wait, and gives what they send."""
+        self.listener.settimeout(1.5)  # SYNs come again after 1 s
+        received = b""
+        try:
+            while True:
+                connection, _ = self.listener.accept()
+                with connection:
+                    connection.settimeout(0.2)
+                    try:
+                        received += connection.recv(1000)
+                    except TimeoutError:
+                        pass
+        except TimeoutError:
+            return received
+
+
 async def total_time(stand):
-    """Each try by Envoy brings the caller's whole deadline anew. The API takes 400 ms to refuse."""
-    patience = 1.5
-
-    def refuse(_):
-        waiting.wait(0.4)
-        return 503, {"type": "/", "status": 503, "title": "Unavailable", "detail": "later"}
-
-    import threading
-
-    waiting = threading.Event()
-    recorder = Recorder(stand, refuse)
-    stand.upstream = recorder.upstream
-    stand.serve()
-    stand.serve()
-    # The caller's deadline ends the call at Envoy too.
+    """Each try by Envoy brings the caller's whole deadline anew, and takes long: 0.7 s without a
+    connection to the API. The caller's time is over within the third."""
+    patience = 1.8
+    nowhere = Nowhere(stand)
+    stand.upstream = nowhere.upstream
+    gateways = [
+        stand.serve("--connect-timeout", "700ms"), stand.serve("--connect-timeout", "700ms"),
+    ]
     stand.envoy(ISTIO)
-    for _ in range(5):
-        load = Load(stand.address)
-        before = len(recorder.requests)
-        call = await load.call(deadline=patience)
-        await asyncio.sleep(1)
-        requests = recorder.requests[before:]
-        print(call.code, call.outcome, call.reason, f"{call.seconds:.2f}", len(requests))
+    load = Load(stand.address)
+    for _ in range(10):
+        load.call(deadline=patience)
+    calls = await asyncio.gather(*load.calls)
+    tries = stand.stat("upstream_rq_total")
+    show(tries, "tries by Envoy")
+    found = [c for c in calls if c.seconds > patience + 0.3]
+    check("no caller waits longer than it said", not found, *found)
+    check("Envoy did retry", len(calls) < tries <= 3 * len(calls), tries)
+    sent = await asyncio.to_thread(nowhere.received)
+    check("nothing is sent after that", sent == b"", sent)
 
 
 SCENARIOS = [

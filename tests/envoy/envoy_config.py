@@ -13,9 +13,12 @@ EVERYTHING = {"retry_on": f"{FIVE},connect-failure,refused-stream,reset", "num_r
 NO_RETRY = {"num_retries": 0}
 
 
-def config(hosts, retry_policy, filters=(), route=(), manager=(), cluster=(), clusters=(), http=2):
-    """Envoy in front of `hosts`; limits as Istio sets them. `route`, `manager` and `cluster` change
-    what is said of these here; `clusters` are further ones; `http` is spoken to the hosts."""
+def config(
+    hosts, retry_policy, filters=(), route=(), host=(), manager=(), cluster=(), clusters=(), http=2
+):
+    """Envoy in front of `hosts`; limits as Istio sets them. `route`, `host`, `manager` and
+    `cluster` change what is said of these here; `clusters` are further ones; `http` is the version
+    that is spoken to the hosts."""
     routed = {
         "cluster": "gateways",
         # The call's own deadline counts.
@@ -38,6 +41,7 @@ def config(hosts, retry_policy, filters=(), route=(), manager=(), cluster=(), cl
         "domains": ["*"],
         "routes": [{"match": {"prefix": "/"}, "route": routed}],
         "include_request_attempt_count": True,
+        **dict(host),
     }
     router = extension(
         "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router"
@@ -106,10 +110,15 @@ def extension(name, kind, **fields):
     return {"name": name, "typed_config": typed(kind, **fields)}
 
 
-def speaks(http):
+def speaks(http, **options):
     kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    options = {1: {"http_protocol_options": {}}, 2: {"http2_protocol_options": {}}}
-    return {kind: typed(kind, explicit_http_config=options[http])}
+    name = {1: "http_protocol_options", 2: "http2_protocol_options"}[http]
+    return {kind: typed(kind, explicit_http_config={name: options})}
+
+
+def streams(limit):
+    """For a cluster: so many streams on a connection, known before the gateway says it."""
+    return {"typed_extension_protocol_options": speaks(2, max_concurrent_streams=limit)}
 
 
 def health_checks(interval):
