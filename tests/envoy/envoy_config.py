@@ -75,6 +75,7 @@ def config(
         "filter_chains": [{"filters": [filter_chain]}],
     }
     return {
+        "node": {"id": "sidecar", "cluster": "sidecar"},
         "admin": {"address": socket("127.0.0.1:0")},
         "static_resources": {"listeners": [listener], "clusters": [gateways, *clusters]},
         # Spans leave at once, not five by five.
@@ -184,16 +185,20 @@ def zipkin(address):
     return {"tracing": {"provider": provider}}
 
 
-def tls(secrets, gateway_name):
-    """For a cluster: mTLS with the files that two secrets name, to hosts of this URI SAN."""
+def tls(client, authority, gateway_name):
+    """For a cluster: mTLS with the secrets in these two files, to hosts of this URI SAN."""
     name = {"san_type": "URI", "matcher": {"exact": gateway_name}}
-    source = {"path_config_source": {"path": str(secrets)}, "resource_api_version": "V3"}
+
+    def secret(name, path):
+        source = {"path_config_source": {"path": str(path)}, "resource_api_version": "V3"}
+        return {"name": name, "sds_config": source}
+
     context = {
         "alpn_protocols": ["h2"],
-        "tls_certificate_sds_secret_configs": [{"name": "client", "sds_config": source}],
+        "tls_certificate_sds_secret_configs": [secret("client", client)],
         "combined_validation_context": {
             "default_validation_context": {"match_typed_subject_alt_names": [name]},
-            "validation_context_sds_secret_config": {"name": "authority", "sds_config": source},
+            "validation_context_sds_secret_config": secret("authority", authority),
         },
     }
     return {
@@ -215,9 +220,7 @@ def tls_secrets(folder):
     watched = {"watched_directory": {"path": str(folder)}}
     certificate = {"certificate_chain": file("tls.crt"), "private_key": file("tls.key"), **watched}
     authority = {"trusted_ca": file("ca.crt"), **watched}
-    return {
-        "resources": [
-            typed(kind, name="client", tls_certificate=certificate),
-            typed(kind, name="authority", validation_context=authority),
-        ]
-    }
+    return (
+        {"resources": [typed(kind, name="client", tls_certificate=certificate)]},
+        {"resources": [typed(kind, name="authority", validation_context=authority)]},
+    )

@@ -165,12 +165,11 @@ class Stand:
             [ENVOY, "--mode", "validate", "-c", config], capture_output=True, text=True
         )
         if checked.returncode != 0:
-            raise Failed(f"Envoy refuses {config}: {checked.stderr}")
+            raise Failed(f"Envoy refuses {config}: {checked.stderr.strip().splitlines()[-1]}")
         where = self.logs / f"envoy-{len(self.processes)}-admin"
         process = self.start(
             "envoy", ENVOY, "-c", config, "--concurrency", 1, "--use-dynamic-base-id",
             "--admin-address-path", where, "--log-level", "warning",
-            "--service-cluster", "sidecar",
         )
 
         def ready():

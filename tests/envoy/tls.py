@@ -31,9 +31,11 @@ def secret(stand, name, authority, uri):
 
 
 def envoy(stand, secret):
-    secrets = stand.logs / f"{secret.folder.name}.json"
-    secrets.write_text(json.dumps(envoy_config.tls_secrets(secret.folder)))
-    stand.envoy(NO_RETRY, cluster=envoy_config.tls(secrets, GATEWAY))
+    files = []
+    for content in envoy_config.tls_secrets(secret.folder):
+        files.append(stand.logs / f"{secret.folder.name}-{len(files)}.json")
+        files[-1].write_text(json.dumps(content))
+    stand.envoy(NO_RETRY, cluster=envoy_config.tls(*files, GATEWAY))
 
 
 def tls_connection(gateway, secret):
