@@ -5,7 +5,7 @@ import socket
 
 from calls import Load, check_calls, table
 from checks import check, show
-from envoy_config import ISTIO, NO_RETRY
+from envoy_config import EVERYTHING, ISTIO
 from recorder import CATALOG, IMPORT
 
 # Envoy's route gives up after a second, whatever the caller's deadline says. It tells the gateway
@@ -41,6 +41,25 @@ async def route_timeout(stand):
     check("Envoy's own timeout is not reached", timeouts == 0, timeouts)
     found = [c for c in calls if len(c.batches) != 1]
     check("each call made one batch in the end", not found, *found)
+
+
+async def per_try_timeout(stand):
+    """Envoy gives each try half a second, and says so. The gateway answers before that, so that no
+    try is given up and repeated while it may still make its batch."""
+    stand.simulate("--latency", "1500ms")
+    stand.serve()
+    stand.serve()
+    stand.envoy({**EVERYTHING, "per_try_timeout": "0.5s"})
+    load = Load(stand.address)
+    for _ in range(40):
+        load.call()
+        await asyncio.sleep(0.02)
+    calls = await load.ended(stand, afterwards=1.5)
+    table(stand, calls)
+    check_calls(calls)
+    told_by_the_gateway(calls)
+    given_up = stand.stat("upstream_rq_per_try_timeout")
+    check("Envoy gives up no try", given_up <= len(calls) / 10, given_up)
 
 
 async def grpc_timeout(stand):
@@ -122,6 +141,7 @@ async def total_time(stand):
 
 SCENARIOS = [
     ("route-timeout", "Envoy's route gives up after a second", route_timeout, ()),
+    ("per-try-timeout", "Envoy gives each try half a second", per_try_timeout, ()),
     ("grpc-timeout", "the caller gives up after half a second", grpc_timeout, ()),
     ("total-time", "each try takes its time", total_time, ()),
 ]

@@ -14,11 +14,12 @@ NO_RETRY = {"num_retries": 0}
 
 
 def config(
-    hosts, retry_policy, filters=(), route=(), host=(), manager=(), cluster=(), clusters=(), http=2
+    hosts, retry_policy, filters=(), router=(), route=(), host=(), manager=(), cluster=(),
+    clusters=(), http=2,
 ):
-    """Envoy in front of `hosts`; limits as Istio sets them. `route`, `host`, `manager` and
-    `cluster` change what is said of these here; `clusters` are further ones; `http` is the version
-    that is spoken to the hosts."""
+    """Envoy in front of `hosts`; limits as Istio sets them. `router`, `route`, `host`, `manager`
+    and `cluster` change what is said of these here; `clusters` are further ones; `http` is the
+    version that is spoken to the hosts."""
     routed = {
         "cluster": "gateways",
         # The call's own deadline counts.
@@ -43,8 +44,9 @@ def config(
         "include_request_attempt_count": True,
         **dict(host),
     }
-    router = extension(
-        "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router"
+    last = extension(
+        "envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router",
+        **dict(router),
     )
     filter_chain = extension(
         "envoy.filters.network.http_connection_manager",
@@ -54,7 +56,7 @@ def config(
             "codec_type": "AUTO",
             "http2_protocol_options": {"max_concurrent_streams": 20_000},
             "preserve_external_request_id": True,
-            "http_filters": [*filters, router],
+            "http_filters": [*filters, last],
             "route_config": {"virtual_hosts": [everything]},
             **dict(manager),
         },
