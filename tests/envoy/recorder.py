@@ -43,6 +43,11 @@ def batch(_):
     return 201, answer
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 class Recorder:
     """Answers creates by `create`, look-ups with nothing, and keeps all requests and spans."""
 
@@ -50,8 +55,7 @@ class Recorder:
         self.create = create
         self.requests = []
         self.spans = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), handler(self))
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         stand.servers.append(self)
         self.address = f"127.0.0.1:{self.server.server_port}"
@@ -123,7 +127,8 @@ def otlp_spans(body):
             for span in scope.spans:
                 yield Span(
                     names.get("service.name", ""), span.name, kinds.get(span.kind, ""),
-                    *(int.from_bytes(i) for i in (span.trace_id, span.span_id, span.parent_span_id)),
+                    *(int.from_bytes(i, "big")
+                      for i in (span.trace_id, span.span_id, span.parent_span_id)),
                 )
 
 

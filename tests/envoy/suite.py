@@ -19,6 +19,7 @@ import tls
 import web
 from processes import ENVOY, Failed, Stand
 
+LONGEST = 180
 MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults]
 
 
@@ -47,9 +48,11 @@ def main():
         print(f"\n{name}: {title}", flush=True)
         with Stand(gateway, name) as stand:
             try:
-                asyncio.run(scenario(stand, *args))
+                asyncio.run(asyncio.wait_for(scenario(stand, *args), LONGEST))
             except Failed as failure:
                 checks.check("the scenario runs", False, failure)
+            except asyncio.TimeoutError:
+                checks.check(f"the scenario ends within {LONGEST} s", False)
     print(f"\n{checks.passed} passed, {checks.failed} failed")
     return checks.failed != 0 or checks.passed == 0
 
