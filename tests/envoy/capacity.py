@@ -63,6 +63,27 @@ async def overload(stand, policy):
     check(f"no call was tried more than {most} times", tries <= most * len(calls), tries)
 
 
+async def rate_limited(stand):
+    """The API limits creates. Istio's default retries leave that alone; a mesh that is told to
+    retry resource-exhausted only adds to it."""
+    stand.simulate(faults=["status-429"], share=1)
+    stand.serve()
+    stand.serve()
+    for policy in (ISTIO, EVERYTHING):
+        stand.envoy(policy)
+        load = Load(stand.address)
+        await load.many(100)
+        calls = await load.ended(stand, afterwards=0)
+        table(stand, calls)
+        said = ("RESOURCE_EXHAUSTED", "NOT_CREATED", "API_RATE_LIMITED")
+        found = [c for c in calls if (c.code, c.outcome, c.reason) != said]
+        check("each call is told so", not found, *found)
+        tries = stand.stat("upstream_rq_total")
+        show(f"{tries / len(calls):.2f}", "tries per call")
+        if policy == ISTIO:
+            check("each call is tried once", tries == len(calls), tries)
+
+
 async def many_in_flight(stand):
     """5,000 calls at once over one Envoy that knows the gateway's limit of streams: it opens as
     many connections as that asks for. The gateway refuses only what is past its limit of creates.
@@ -155,6 +176,7 @@ SCENARIOS = [
     ("connection-age", "connections that last a second", connection_age, ()),
     ("overload", "ten times too many calls", overload, (NO_RETRY,)),
     ("overload-retried", "ten times too many calls, Istio's default retries", overload, (ISTIO,)),
+    ("rate-limited", "the API allows no more creates", rate_limited, ()),
     ("many-in-flight", "5,000 calls at once", many_in_flight, ()),
     ("burst", "more streams than a connection may have", burst, ()),
     ("drain-without-connections", "no new connection to the API while draining", drain_without_connections, ()),
