@@ -13,7 +13,6 @@ from aep.ingestion.v1 import batch_service_pb2_grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from checks import check
-from processes import REQUEST_TIMEOUT
 
 CREDENTIALS = [
     ("authorization", "Bearer test"), ("x-api-key", "test"),
@@ -125,9 +124,9 @@ class Load:
     async def steady_for(self, per_second, seconds):
         await self.steady(per_second, asyncio.ensure_future(asyncio.sleep(seconds)))
 
-    async def ended(self, stand, afterwards=REQUEST_TIMEOUT + 0.5):
-        """All calls with their batches. `afterwards`: what was sent may still create a batch after
-        its caller has left."""
+    async def ended(self, stand, afterwards=0.5):
+        """All calls with their batches. `afterwards`: how long what was sent may still create a
+        batch after its caller has left."""
         calls = await asyncio.gather(*self.calls)
         await self.channel.close()
         await asyncio.sleep(afterwards)

@@ -17,7 +17,6 @@ import envoy_config
 from calls import Load, check_calls, table
 from checks import check, show
 from envoy_config import EVERYTHING, ISTIO
-from processes import REQUEST_TIMEOUT
 
 # For each scenario with random faults.
 CALLS = int(os.environ["CALLS"])
@@ -32,6 +31,12 @@ delay-150 stale
 
 # From then on the gateway makes callers of a call that was sent stay.
 COMMIT_AFTER = 0.1
+
+# How long one request upstream may take: short, because silences last that long.
+REQUEST_TIMEOUT = 2.0
+
+# A batch may still be created after its caller has left.
+AFTERWARDS = REQUEST_TIMEOUT + 0.5
 
 # Less than the upstream's silences: the deadline of every fifth call.
 HURRY = REQUEST_TIMEOUT / 2
@@ -51,12 +56,12 @@ def client_retries(*codes):
 async def random_faults(stand, policy, external_ids):
     """1 to 3: 40 % of the creates meet a fault. Envoy retries, and clients retry UNAVAILABLE."""
     stand.simulate("--catalog-lag", "200ms", faults=FAULTS)
-    stand.serve()
-    stand.serve()
+    stand.serve(request_timeout=REQUEST_TIMEOUT)
+    stand.serve(request_timeout=REQUEST_TIMEOUT)
     stand.envoy(policy)
     load = Load(stand.address, external_ids, client_retries("UNAVAILABLE"))
     await load.many(CALLS, hurry=HURRY)
-    calls = await load.ended(stand)
+    calls = await load.ended(stand, AFTERWARDS)
     retries = table(stand, calls)
     check_calls(calls)
     check("Envoy did retry", retries > 0)
@@ -73,15 +78,15 @@ async def per_try_timeout(stand, timeout, external_ids, must_hold):
     has seen headers: the gateway sends them after COMMIT_AFTER. Envoy keeps to itself how long it
     waits, as other meshes do; deadlines.py has what comes of it if it does not."""
     stand.simulate("--latency", "1s", "--catalog-lag", "200ms")
-    stand.serve()
-    stand.serve()
+    stand.serve(request_timeout=REQUEST_TIMEOUT)
+    stand.serve(request_timeout=REQUEST_TIMEOUT)
     retry_on = EVERYTHING["retry_on"] + ",gateway-error"
     times = {"num_retries": 2, "per_try_timeout": f"{timeout}s"}
     stand.envoy({"retry_on": retry_on, **times}, router={"suppress_envoy_headers": True})
     load = Load(stand.address, external_ids)
     for _ in range(50):
         load.call()
-    calls = await load.ended(stand)
+    calls = await load.ended(stand, AFTERWARDS)
     table(stand, calls)
     given_up = stand.stat("upstream_rq_per_try_timeout")
     show(given_up, "tries that Envoy gave up")
@@ -96,11 +101,11 @@ async def per_try_timeout(stand, timeout, external_ids, must_hold):
 async def retrying_client(stand):
     """5: no Envoy; a gRPC client that retries whatever it can be told to retry."""
     stand.simulate(faults=FAULTS)
-    gateway = stand.serve()
+    gateway = stand.serve(request_timeout=REQUEST_TIMEOUT)
     everything = [code.name for code in grpc.StatusCode if code.name != "OK"]
     load = Load(gateway.address, service_config=client_retries(*everything))
     await load.many(CALLS, hurry=HURRY)
-    calls = await load.ended(stand)
+    calls = await load.ended(stand, AFTERWARDS)
     table(stand, calls)
     check_calls(calls)
 
@@ -109,8 +114,8 @@ async def killed_gateway(stand, policy, after, external_ids, must_hold):
     """6: a gateway dies while its calls are upstream; their batches exist. If Envoy repeats what
     was reset, only headers that came before, or an external id, prevent a second batch."""
     stand.simulate("--catalog-lag", "200ms", faults=["silence-after-create"], share=1)
-    gateway = stand.serve()
-    stand.serve()
+    gateway = stand.serve(request_timeout=REQUEST_TIMEOUT)
+    stand.serve(request_timeout=REQUEST_TIMEOUT)
     stand.envoy(policy)
     load = Load(stand.address, external_ids)
     for _ in range(40):
@@ -120,7 +125,7 @@ async def killed_gateway(stand, policy, after, external_ids, must_hold):
         await asyncio.sleep(0.001)
     await asyncio.sleep(after)
     gateway.end(signal.SIGKILL)
-    calls = await load.ended(stand)
+    calls = await load.ended(stand, AFTERWARDS)
     table(stand, calls)
     check_calls(calls, duplicates=must_hold)
 
@@ -138,7 +143,7 @@ async def envoys_transcoder(stand):
         )
     )
     await load.many(CALLS, patience=2 * REQUEST_TIMEOUT, hurry=HURRY)
-    calls = await load.ended(stand)
+    calls = await load.ended(stand, AFTERWARDS)
     table(stand, calls)
     check("batches were made", any(c.batches for c in calls))
 
@@ -179,9 +184,9 @@ SCENARIOS = [
     ("2", "retries of every gRPC condition and of resets", random_faults, (EVERYTHING, False)),
     ("3a", "external ids, Istio's default retries", random_faults, (ISTIO, True)),
     ("3b", "external ids, retries of every gRPC condition and of resets", random_faults, (EVERYTHING, True)),
-    ("4a", "per-try timeout 200 ms, external ids", per_try_timeout, (0.2, True, True)),
+    ("4a", "per-try timeout 500 ms, external ids", per_try_timeout, (0.5, True, True)),
     ("4b", "per-try timeout 50 ms, external ids", per_try_timeout, (0.05, True, True)),
-    ("4c", "per-try timeout 200 ms, no external ids", per_try_timeout, (0.2, False, True)),
+    ("4c", "per-try timeout 500 ms, no external ids", per_try_timeout, (0.5, False, True)),
     ("4d", "per-try timeout 50 ms, no external ids", per_try_timeout, (0.05, False, False)),
     ("5", "a gRPC client that retries every code", retrying_client, ()),
     ("6a", "a gateway killed at once, Istio's default retries", killed_gateway, (ISTIO, 0.0, False, True)),

@@ -17,10 +17,6 @@ import envoy_config
 ENVOY = Path(sys.executable).parent / "envoy"
 LOGS = Path(__file__).parent / ".run" / "logs"
 
-# How long one request upstream may take: short, because silences last that long.
-REQUEST_TIMEOUT = 2.0
-
-
 class Failed(Exception):
     """A program did not do what it must do before anything can be tested."""
 
@@ -136,13 +132,13 @@ class Stand:
         self.upstream = self.first_line(process)
         return process
 
-    def serve(self, *flags, listen="127.0.0.1:0", env=None):
+    def serve(self, *flags, listen="127.0.0.1:0", env=None, request_timeout=10.0):
         process = self.start(
             "gateway", self.binary, "serve",
             "--listen", listen, "--admin-listen", "127.0.0.1:0",
             "--upstream-url", self.upstream["upstream_url"],
             "--catalog-url", self.upstream["catalog_url"],
-            "--request-timeout", f"{REQUEST_TIMEOUT}s", *flags, env=env,
+            "--request-timeout", f"{request_timeout}s", *flags, env=env,
         )
         self.gateways.append(Gateway(process, self.first_line(process), process.log))
         return self.gateways[-1]

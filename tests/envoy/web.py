@@ -81,7 +81,7 @@ def check_calls(stand, content_type):
 async def by_envoy(stand):
     """Envoy's filter; the gateway knows nothing of it."""
     stand.simulate()
-    stand.serve()
+    stand.serve(request_timeout=1.0)
     stand.envoy(NO_RETRY, filters=[envoy_config.grpc_web()])
     for content_type in (BINARY, TEXT):
         await asyncio.to_thread(check_calls, stand, content_type)
@@ -90,7 +90,7 @@ async def by_envoy(stand):
 async def through_envoy(stand):
     """Envoy hands gRPC-Web on as it is, over HTTP/1.1 and over HTTP/2."""
     stand.simulate()
-    gateway = stand.serve("--grpc-web", "true", "--grpc-web-origins", PAGE)
+    gateway = stand.serve("--grpc-web", "true", "--grpc-web-origins", PAGE, request_timeout=1.0)
     for version in (1, 2):
         print(f"  HTTP/{version} to the gateway")
         stand.envoy(NO_RETRY, http=version)
