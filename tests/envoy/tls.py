@@ -122,7 +122,7 @@ async def rotation(stand):
     check("the gateway has reloaded three times", reloads == [3, 0], reloads)
     after, _ = await asyncio.to_thread(tls_connection, gateway, of_envoy)
     check("it shows another certificate", after != before)
-    calls = await load.ended(stand, afterwards=0.5)
+    calls = await load.ended(stand)
     table(stand, calls)
     show(*stand.stats("ssl.handshake"), "handshakes")
     check_no_failure(calls)
