@@ -298,7 +298,7 @@ impl Call {
         metrics.calls_in_flight.inc();
         let caller = TraceContext::of_caller(headers);
         let trace = match &telemetry.tracer {
-            Some(tracer) => {
+            Some(tracer) if !caller.is_declined => {
                 let name = format!("{BATCH_SERVICE}/{}", method.as_str());
                 let attributes = [
                     KeyValue::new("rpc.system.name", "grpc"),
@@ -312,7 +312,7 @@ impl Call {
                     .start_with_context(tracer, &parent);
                 caller.at(parent.with_span(span))
             }
-            None => caller,
+            _ => caller,
         };
         Call(Arc::new(CallRecord {
             trace,
