@@ -9,6 +9,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,10 +26,10 @@ use tonic_health::pb::{
 
 use crate::{
     config::{Listen, Settings},
-    proto::full_descriptor_set,
+    proto::{SERVICE_CONFIG, full_descriptor_set},
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
-    telemetry,
+    telemetry::{self, Telemetry, Tracing},
 };
 
 /// A gRPC gateway for the batch ingestion REST API of Adobe Experience Platform.
@@ -49,7 +50,8 @@ enum Commands {
     Simulate(Simulate),
     /// Asks a running gateway for its health; exits with 0 if it serves, else with 1.
     Healthcheck(Healthcheck),
-    /// Writes the FileDescriptorSet of the API, for grpcurl -protoset, Envoy or buf.
+    /// Writes the FileDescriptorSet of the API, for grpcurl -protoset, Envoy or buf; or the
+    /// service config for clients.
     Descriptor(Descriptor),
     /// Checks the configuration and prints it, with secrets redacted.
     Config(Settings),
@@ -97,6 +99,9 @@ struct Descriptor {
     /// The file to write; standard output by default.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Writes the gRPC service config for clients instead: retries of UNAVAILABLE alone (JSON).
+    #[arg(long)]
+    service_config: bool,
 }
 
 /// The commands that take the gateway's settings.
@@ -167,13 +172,23 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    telemetry::start_logs(logs.format, logs.filter);
-    run_async(async move {
+    let tracing = match Tracing::from_environment() {
+        Ok(tracing) => tracing,
+        Err(problem) => {
+            tell_problems(&[problem]);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let log_level = telemetry::start_logs(logs.format, logs.filter);
+    let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
+    let ended = run_async(async move {
         let simulator = match demo {
             true => Some(demo::simulator(&mut config).await?),
             false => None,
         };
-        let running = server::start(config).await.map_err(io::Error::other)?;
+        let running = server::start(config, telemetry, log_level)
+            .await
+            .map_err(io::Error::other)?;
         announce(&running)?;
         if let Some(simulator) = &simulator {
             demo::show(running.listen(), simulator).await?;
@@ -181,7 +196,11 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         stop_signal().await?;
         running.drain().await;
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    if let Some(tracing) = tracing {
+        tracing.stop();
+    }
+    ended
 }
 
 /// The first line on standard output: where the gateway listens.
@@ -247,9 +266,13 @@ fn connect(listen: &Listen) -> io::Result<Channel> {
 }
 
 fn write_descriptor(descriptor: Descriptor) -> ExitCode {
+    let content = match descriptor.service_config {
+        true => SERVICE_CONFIG.as_bytes().to_vec(),
+        false => full_descriptor_set(),
+    };
     let written = match &descriptor.output {
-        Some(file) => fs::write(file, full_descriptor_set()),
-        None => io::stdout().write_all(&full_descriptor_set()),
+        Some(file) => fs::write(file, content),
+        None => io::stdout().write_all(&content),
     };
     exit_code(written.map(|()| ExitCode::SUCCESS))
 }

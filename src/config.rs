@@ -32,6 +32,16 @@ pub struct Settings {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     pub admin_listen: String,
 
+    /// Whether server reflection tells the schema to callers (true or false).
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "true",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub reflection: String,
+
     /// The base URL of the Batch Ingestion API.
     #[arg(
         long,
@@ -178,6 +188,8 @@ pub struct Config {
     pub listen: Listen,
     /// Where the admin pages are served.
     pub admin_listen: SocketAddr,
+    /// Whether server reflection tells the schema.
+    pub reflection: bool,
     /// How the API is reached.
     pub upstream: UpstreamOptions,
     /// When external ids are looked up.
@@ -273,6 +285,7 @@ impl Settings {
             text.parse()
                 .map_err(|_| format!("is {text:?}: not an IP address with a port"))
         });
+        let reflection = check.read("reflection", &self.reflection, boolean);
         let import_url = check.read("upstream-url", &self.upstream_url, base_url);
         let catalog_url = check.read("catalog-url", &self.catalog_url, base_url);
         let extra_ca = match &self.upstream_ca_file {
@@ -304,21 +317,23 @@ impl Settings {
         let drain_timeout = check.read("drain-timeout", &self.drain_timeout, duration);
 
         let config = || {
-            let max_in_flight = max_in_flight?;
+            let (max_in_flight, request_timeout) = (max_in_flight?, request_timeout?);
             Some(Config {
                 listen: listen?,
                 admin_listen: admin_listen?,
+                reflection: reflection?,
                 upstream: UpstreamOptions {
                     import_url: import_url?,
                     catalog_url: catalog_url?,
                     extra_ca: extra_ca?,
                     http: http?,
                     connect_timeout: connect_timeout?,
+                    request_timeout,
                     direct: false,
                     idle_connections: max_in_flight,
                 },
                 look_up: look_up?,
-                request_timeout: request_timeout?,
+                request_timeout,
                 max_in_flight,
                 max_connections: max_connections?,
                 max_connection_age: max_connection_age?,
@@ -488,6 +503,7 @@ mod tests {
         let problems = check(&[
             "--listen=nowhere",
             "--admin-listen=9464",
+            "--reflection=2",
             "--upstream-url=ftp://host",
             "--catalog-url=https://user:hunter2@host",
             "--upstream-ca-file=/nowhere",
@@ -516,6 +532,7 @@ mod tests {
                 "--log-level",
                 "--listen",
                 "--admin-listen",
+                "--reflection",
                 "--upstream-url",
                 "--catalog-url",
                 "--upstream-ca-file",

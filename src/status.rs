@@ -245,15 +245,19 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
     build(row, &sentence(failure), details, metadata)
 }
 
-/// The status for a call that the gRPC layer ended before it reached the
-/// service: `code` and `message` are tonic's.
-pub fn from_protocol_error(code: Code, message: &str) -> Status {
-    let row = match code {
+/// The row for a call that the gRPC layer ended before it reached the service,
+/// by tonic's code.
+pub fn protocol_row(code: Code) -> &'static Row {
+    match code {
         Code::Unimplemented => &UNSUPPORTED,
         // Other gRPC libraries say RESOURCE_EXHAUSTED of a message that is too large.
         Code::OutOfRange | Code::ResourceExhausted => &MESSAGE_TOO_LARGE,
         _ => &INVALID_REQUEST,
-    };
+    }
+}
+
+/// The status for such a call, with tonic's message.
+pub fn from_protocol_error(row: &Row, message: &str) -> Status {
     let message = match message {
         "" => "The method is not known",
         message => message.trim_end_matches('.'),
@@ -267,7 +271,7 @@ pub fn from_protocol_error(code: Code, message: &str) -> Status {
 
 /// The status for a call of a service that this server does not have.
 pub fn unknown_service() -> Status {
-    from_protocol_error(Code::Unimplemented, "The service is not known")
+    from_protocol_error(&UNSUPPORTED, "The service is not known")
 }
 
 #[expect(

@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::grpc::GrpcServices;
-use crate::config::Listen;
+use crate::{config::Listen, telemetry::Telemetry};
 
 /// A bound listener.
 pub(super) enum Listener {
@@ -89,7 +89,14 @@ const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
 const PREFACE: usize = 24;
 
 /// Takes connections until the server drains.
-pub(super) async fn accept(listener: Listener, services: GrpcServices, limits: Limits, stop: Stop) {
+pub(super) async fn accept(
+    listener: Listener,
+    services: GrpcServices,
+    limits: Limits,
+    stop: Stop,
+    telemetry: Arc<Telemetry>,
+) {
+    telemetry.set_max_connections(limits.connections);
     let http2 = http2_server();
     let slots = Arc::new(Semaphore::new(limits.connections));
     loop {
@@ -107,14 +114,16 @@ pub(super) async fn accept(listener: Listener, services: GrpcServices, limits: L
             }
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
+            telemetry.connection_refused("limit");
             tracing::warn!("a connection was closed: there are as many as there may be");
             continue;
         };
         let age = limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
         let (http2, services, stop) = (http2.clone(), services.clone(), stop.clone());
         let connections = stop.connections.clone();
+        let open = telemetry.connection();
         connections.spawn(async move {
-            let _slot = slot;
+            let _open = (slot, open);
             match stream {
                 Stream::Tcp(stream) => {
                     let _ = stream.set_nodelay(true);
