@@ -145,7 +145,7 @@ ROWS = [
             graph("Requests sent again",
                   "As a share of the creates. The budget ends at 7 %: then callers see the failures. "
                   "AepGatewayManyRetries.", "percentunit",
-                  ("repeated", share(rate("aep_gateway_retries_total"), rate("aep_gateway_creates_total"))), red=0.05),
+                  ("repeated", share(rate("aep_gateway_retries_total"), rate("aep_gateway_creates_total"))), red=0.03),
         ]),
         (7, [
             graph("Outcome not known, by reason",
