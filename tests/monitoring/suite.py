@@ -206,8 +206,9 @@ def start(programs):
     ])
 
 
-async def misbehave(programs, gateways):
-    """All callers and all faults at the same time, for SECONDS."""
+async def misbehave(programs, gateways, prometheus):
+    """All callers and all faults at the same time, for SECONDS. Gives the alerts at the end of it,
+    while two gateways are still full."""
 
     async def call(name, per_second, seconds=SECONDS, patience=5.0, token="good", api_key="good", **how):
         callers = Callers(gateways[name], token, api_key)
@@ -215,14 +216,12 @@ async def misbehave(programs, gateways):
         await callers.end(patience)
 
     async def crowd():
-        # Who says nothing is closed after 10 s.
-        for _ in range(SECONDS // 5):
-            opened = [socket.create_connection(address(gateways["crowded"])) for _ in range(15)]
-            await asyncio.sleep(5)
-            await asyncio.to_thread(lambda: [one.close() for one in opened])
-        gateways["crowded"].crowd = [
-            socket.create_connection(address(gateways["crowded"])) for _ in range(15)
-        ]
+        callers = [Callers(gateways["crowded"]) for _ in range(10)]
+        for one in callers:
+            await one.channel.channel_ready()
+        while True:
+            socket.create_connection(address(gateways["crowded"])).close()
+            await asyncio.sleep(1)
 
     async def renew():
         certificate, key = programs.dir / "tls.pem", programs.dir / "tls.key"
@@ -246,6 +245,9 @@ async def misbehave(programs, gateways):
             await asyncio.to_thread(gateways["restarting"].restart)
 
     gateways["lookups"].order(*["lookup-500"] * 1000)
+    lasting = [
+        asyncio.create_task(crowd()), asyncio.create_task(call("full", 15, 10 * SECONDS))
+    ]
     await asyncio.gather(
         call("healthy", 15, external_ids=0.5, mistakes=0.1),
         found(gateways["healthy"]),
@@ -257,9 +259,14 @@ async def misbehave(programs, gateways):
         call("slow", 2, SECONDS - 12, patience=15.0),
         call("hurried", 6, deadline=0.3),
         call("lookups", 6, external_ids=1.0),
-        call("full", 15, SECONDS + 10),  # until the end
-        crowd(), renew(), stop(), restart(),
+        renew(), stop(), restart(),
     )
+    await asyncio.sleep(3)  # the last scrapes and evaluations
+    alerts = await asyncio.to_thread(prometheus.alerts)
+    for task in lasting:
+        task.cancel()
+    await asyncio.wait(lasting)
+    return alerts
 
 
 async def found(gateway):
@@ -302,9 +309,9 @@ def address(gateway):
 # --- What Prometheus has seen
 
 
-def check_alerts(prometheus):
+def check_alerts(alerts):
     true, broken = {name: set() for name in EXPECTED}, []
-    for alert in prometheus.alerts():
+    for alert in alerts:
         labels = alert["labels"]
         name = labels["job"].removesuffix("-aep-batch-gateway")
         true[name].add(f"{labels['alertname']} {labels['severity']}")
@@ -475,9 +482,7 @@ def main():
         gateways = start(programs)
         prometheus = Prometheus(programs, gateways.values())
         print(f"{len(gateways)} gateways run for {SECONDS} s", flush=True)
-        asyncio.run(misbehave(programs, gateways))
-        time.sleep(3)  # the last scrapes and evaluations
-        check_alerts(prometheus)
+        check_alerts(asyncio.run(misbehave(programs, gateways, prometheus)))
         check_expressions(prometheus)
         check_queries(prometheus)
         exemplars = prometheus.api(
