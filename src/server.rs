@@ -5,6 +5,7 @@ mod answer;
 mod grpc;
 mod listener;
 mod observed;
+mod tls;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,7 +16,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::{
     admin::Admin,
     grpc::GrpcServices,
-    listener::{Limits, Listener, Stop},
+    listener::{Limits, Listener, Server, Stop},
+    tls::Tls,
 };
 use crate::{
     config::{Config, Listen},
@@ -30,11 +32,16 @@ use crate::{
 /// How long the last answers may take to leave.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
+/// What is spoken inside TLS.
+const ALPN: &[&str] = &["h2"];
+
 /// Why the gateway did not start.
 #[derive(Debug)]
 pub enum StartError {
     /// An address could not be listened on.
     Listen(String, io::Error),
+    /// The certificates do not hold any more.
+    Tls(Vec<String>),
     /// The HTTP client could not be made.
     Client(reqwest::Error),
     /// The built-in descriptors are broken.
@@ -45,6 +52,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Listen(place, error) => write!(f, "cannot listen on {place}: {error}"),
+            StartError::Tls(problems) => write!(f, "{}", problems.join("; ")),
             StartError::Client(error) => write!(f, "cannot make an HTTP client: {error:?}"),
             StartError::Reflection(error) => write!(f, "cannot serve reflection: {error}"),
         }
@@ -85,6 +93,10 @@ pub async fn start(
 
     let flights = Flights::new(config.max_in_flight, telemetry.clone());
     let upstream = Upstream::new(config.upstream, telemetry.clone()).map_err(StartError::Client)?;
+    let tls = config
+        .tls
+        .map(|tls| Tls::start(tls, ALPN, telemetry.clone()));
+    let tls = tls.transpose().map_err(StartError::Tls)?;
     let gateway = Gateway {
         credentials: config.credentials,
         creator: Arc::new(Creator::new(
@@ -114,16 +126,12 @@ pub async fn start(
         draining: not_ready.clone(),
     };
     tokio::spawn(admin::serve(admin_listener, admin_pages));
-    tokio::spawn(listener::accept(
-        listener,
-        services,
-        Limits {
-            connections: config.max_connections,
-            age: config.max_connection_age,
-        },
-        stop.clone(),
-        telemetry.clone(),
-    ));
+    let limits = Limits {
+        connections: config.max_connections,
+        age: config.max_connection_age,
+    };
+    let server = Server::new(services, tls, limits, telemetry.clone(), stop.clone());
+    tokio::spawn(server.accept(listener));
     telemetry.set_ready(true);
     Ok(Running {
         listen,

@@ -49,7 +49,7 @@ pub struct Row {
 
 macro_rules! table {
     ($($reason:ident: $code:ident, $outcome:ident;)*) => {
-        $(const $reason: Row = Row {
+        $(pub(crate) const $reason: Row = Row {
             reason: stringify!($reason),
             code: Code::$code,
             outcome: Outcome::$outcome,
@@ -61,6 +61,7 @@ macro_rules! table {
 
 table! {
     INVALID_REQUEST: InvalidArgument, NotCreated;
+    CLIENT_NOT_ALLOWED: PermissionDenied, NotCreated;
     CREDENTIALS_MISSING: Unauthenticated, NotCreated;
     UNSUPPORTED: Unimplemented, NotCreated;
     MESSAGE_TOO_LARGE: ResourceExhausted, NotCreated;
@@ -262,6 +263,22 @@ pub fn from_protocol_error(row: &Row, message: &str) -> Status {
         "" => "The method is not known",
         message => message.trim_end_matches('.'),
     };
+    refused_before_service(row, message)
+}
+
+/// The status for every call of a client whose certificate is not on the list.
+pub fn client_not_allowed(identity: Option<&str>) -> Status {
+    let message = match identity {
+        Some(name) => format!(
+            "The client certificate names {}, which is not among --tls-allowed-clients",
+            cut(name, 256)
+        ),
+        None => "The client certificate names no URI and no host".to_owned(),
+    };
+    refused_before_service(&CLIENT_NOT_ALLOWED, &message)
+}
+
+fn refused_before_service(row: &Row, message: &str) -> Status {
     let info = HashMap::from([("outcome".to_owned(), row.outcome.to_string())]);
     let mut details = ErrorDetails::new();
     details.set_error_info(row.reason, DOMAIN, info);

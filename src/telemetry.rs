@@ -130,6 +130,19 @@ impl Telemetry {
         refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// When the certificate in force ends, in Unix seconds.
+    pub fn tls_not_after(&self, unix_seconds: i64) {
+        let not_after = &self.metrics.tls_not_after;
+        not_after.get_or_create(&[]).set(unix_seconds);
+    }
+
+    /// Counts an attempt to use changed certificates.
+    pub fn tls_reload(&self, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        let reloads = &self.metrics.tls_reloads;
+        reloads.get_or_create(&ResultLabel { result }).inc();
+    }
+
     /// Says whether the gateway is ready.
     pub fn set_ready(&self, ready: bool) {
         self.metrics.ready.set(ready.into());

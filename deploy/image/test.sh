@@ -162,12 +162,12 @@ stop() {
 start demo
 wait_for BATCH_STATUS_LOADING
 grep -m 1 BATCH_STATUS_LOADING "$work/stdout"
-health=$("${in_image[@]}" AEP_GATEWAY_LISTEN="$listen" healthcheck 2>&1) || fail "healthcheck: $health"
-is healthcheck "$health" SERVING
+health=$("${in_image[@]}" AEP_GATEWAY_ADMIN_LISTEN="$admin" healthcheck 2>&1) || fail "healthcheck: $health"
+is healthcheck "$health" ok
 is /readyz "$(curl --silent --max-time 5 --noproxy '*' --output /dev/null --write-out '%{http_code}' \
   "http://127.0.0.1:${admin##*:}/readyz")" 200
 stop
-! "${in_image[@]}" AEP_GATEWAY_LISTEN="$listen" healthcheck 2> "$work/stderr" \
+! "${in_image[@]}" AEP_GATEWAY_ADMIN_LISTEN="$admin" healthcheck 2> "$work/stderr" \
   || fail "healthcheck succeeds though nothing runs"
 echo "healthcheck of the stopped gateway: $(cat "$work/stderr")"
 

@@ -17,11 +17,12 @@ use super::{
     observed::{Received, Sent},
 };
 use crate::{
+    certificates::Peer,
     flights::Commit,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
     status,
-    telemetry::{self, Telemetry},
+    telemetry::{self, CallRecord, Telemetry},
 };
 
 /// The most that a request message may have. Messages that are still arriving
@@ -44,6 +45,7 @@ pub(super) struct GrpcServices {
     others: Arc<[(&'static str, OtherService)]>,
     telemetry: Arc<Telemetry>,
     draining: CancellationToken,
+    peer: Peer,
 }
 
 impl GrpcServices {
@@ -69,10 +71,16 @@ impl GrpcServices {
             others: others.into(),
             telemetry,
             draining,
+            peer: Peer::of(None, &[]),
         })
     }
 
-    async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
+    /// The services for one connection.
+    pub(super) fn for_peer(self, peer: Peer) -> Self {
+        GrpcServices { peer, ..self }
+    }
+
+    async fn answer(mut self, request: Request<Incoming>) -> Response<Body> {
         if request.method() != Method::POST {
             return refuse(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -81,26 +89,13 @@ impl GrpcServices {
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
-            let method = telemetry::Method::of(method);
-            let call = self.telemetry.call(method, request.headers(), None);
-            let (record, commit) = (call.record().clone(), Commit::default());
-            request.extensions_mut().insert(record.clone());
-            request.extensions_mut().insert(commit.clone());
-            let request = request.map(|body| Received {
-                body,
-                record: record.clone(),
-            });
-            let answering = self.batches.call(request);
-            let mut answering: Answering = Box::pin(async move {
-                let Ok(response) = answering.await;
-                response
-            });
-            let response = tokio::select! {
-                biased;
-                response = &mut answering => answer::shape(response, &record),
-                () = commit.committed() => answer::begin(answering, record),
-            };
+            let (method, client) = (telemetry::Method::of(method), self.peer.identity.clone());
+            let call = self.telemetry.call(method, request.headers(), client);
+            let response = self.answer_batch_call(request, call.record().clone()).await;
             return response.map(|body| Body::new(Sent { body, call }));
+        }
+        if !self.peer.allowed {
+            return status::client_not_allowed(self.peer.identity.as_deref()).into_http();
         }
         let other = self.others.iter().find(|(name, _)| *name == service);
         match other {
@@ -109,6 +104,36 @@ impl GrpcServices {
                 response
             }
             None => status::unknown_service().into_http(),
+        }
+    }
+}
+
+impl GrpcServices {
+    async fn answer_batch_call(
+        &mut self,
+        mut request: Request<Incoming>,
+        record: Arc<CallRecord>,
+    ) -> Response<Body> {
+        if !self.peer.allowed {
+            record.refused(&status::CLIENT_NOT_ALLOWED);
+            return status::client_not_allowed(self.peer.identity.as_deref()).into_http();
+        }
+        let commit = Commit::default();
+        request.extensions_mut().insert(record.clone());
+        request.extensions_mut().insert(commit.clone());
+        let request = request.map(|body| Received {
+            body,
+            record: record.clone(),
+        });
+        let answering = self.batches.call(request);
+        let mut answering: Answering = Box::pin(async move {
+            let Ok(response) = answering.await;
+            response
+        });
+        tokio::select! {
+            biased;
+            response = &mut answering => answer::shape(response, &record),
+            () = commit.committed() => answer::begin(answering, record),
         }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::{
-    Context, KeyValue,
+    KeyValue,
     trace::{SpanKind, Status, TraceContextExt, Tracer},
 };
 use tokio::time::Instant;
@@ -147,7 +147,7 @@ impl CallRecord {
         self.ended(Ending::of(result));
     }
 
-    /// The call was refused before the service saw it.
+    /// The call was refused before the service saw it, and is answered so.
     pub fn refused(&self, row: &Row) {
         self.ended(Ending {
             outcome: row.outcome,
@@ -155,6 +155,7 @@ impl CallRecord {
             http_status: None,
             batch_id: None,
         });
+        self.answered(row.code);
     }
 
     fn ended(&self, ending: Ending) {

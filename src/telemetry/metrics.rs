@@ -171,6 +171,9 @@ pub(super) struct Metrics {
     pub(super) accepted_connections: Counter,
     pub(super) refused_connections: Family<ReasonLabel, Counter>,
     pub(super) ready: Gauge,
+    /// There only with TLS.
+    pub(super) tls_not_after: Family<[(&'static str, &'static str); 0], Gauge>,
+    pub(super) tls_reloads: Family<ResultLabel, Counter>,
 }
 
 impl Metrics {
@@ -249,7 +252,19 @@ impl Metrics {
                 "aep_gateway_ready",
                 "1 if /readyz says so, 0 while the gateway drains",
             ),
+            tls_not_after: Family::default(),
+            tls_reloads: registered(
+                registry,
+                "aep_gateway_tls_reloads",
+                "Changed certificates that were taken over, or could not be",
+            ),
         };
+        registry.register_with_unit(
+            "aep_gateway_tls_certificate_not_after",
+            "When the gateway's certificate ends, since the epoch",
+            Unit::Seconds,
+            metrics.tls_not_after.clone(),
+        );
         registry.register_with_unit(
             "http_client_request_duration",
             "How long requests to the API took",
@@ -289,6 +304,7 @@ impl Metrics {
         }
         for result in ["ok", "failed"] {
             let _ = self.connects.get_or_create(&ResultLabel { result });
+            let _ = self.tls_reloads.get_or_create(&ResultLabel { result });
         }
         for reason in ["limit", "silent", "tls"] {
             let _ = (self.refused_connections).get_or_create(&ReasonLabel { reason });
