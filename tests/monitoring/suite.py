@@ -225,10 +225,11 @@ async def misbehave(programs, gateways, prometheus):
 
     async def renew():
         certificate, key = programs.dir / "tls.pem", programs.dir / "tls.key"
-        for _ in range(20):
+        for _ in range(8):
             await secure_call(gateways["tls"], certificate.read_bytes())
             with socket.create_connection(address(gateways["tls"])) as plaintext:
                 plaintext.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            await asyncio.sleep(0.5)
         certificates.write(certificate, key, -3600, 100)
         await asyncio.to_thread(wait_for_reload, gateways["tls"], "ok")
         await secure_call(gateways["tls"], certificate.read_bytes())
