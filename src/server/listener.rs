@@ -187,16 +187,16 @@ impl Server {
                 }
                 self.serve(stream, peer, opening).await;
             }
-            Err(error) => {
-                self.telemetry.connection_refused("tls");
-                match error.kind() {
-                    // A probe of the port.
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                        tracing::debug!(from, %error, "TLS was not agreed on");
-                    }
-                    _ => tracing::warn!(from, %error, "TLS was not agreed on"),
+            Err(error) => match error.kind() {
+                // A probe of the port.
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                    self.telemetry.connection_refused("silent");
                 }
-            }
+                _ => {
+                    self.telemetry.connection_refused("tls");
+                    tracing::warn!(from, %error, "TLS was not agreed on");
+                }
+            },
         }
     }
 

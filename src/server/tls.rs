@@ -41,7 +41,7 @@ impl Tls {
         let pem = files.read()?;
         let loaded = files.parse(&pem)?;
         let hangup = signal(SignalKind::hangup()).map_err(|error| vec![error.to_string()])?;
-        telemetry.tls_not_after(loaded.not_after);
+        telemetry.tls_validity(&loaded.validity);
         let (sender, in_force) = watch::channel(server(loaded, alpn));
         let reload = Reload {
             files,
@@ -118,8 +118,8 @@ impl Reload {
             self.telemetry.tls_reload(parsed.is_ok());
             match parsed {
                 Ok((loaded, pem)) => {
-                    let not_after = loaded.not_after;
-                    self.telemetry.tls_not_after(not_after);
+                    let not_after = loaded.validity.end;
+                    self.telemetry.tls_validity(&loaded.validity);
                     self.in_force.send_replace(server(loaded, self.alpn));
                     self.pem = pem;
                     tracing::info!(not_after, "TLS certificates reloaded");
