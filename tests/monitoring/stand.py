@@ -168,6 +168,8 @@ class Prometheus:
 
         wait_until("Prometheus is ready", ready)
         self.began = time.time()
+        count = len(gateways)
+        wait_until("Prometheus scrapes", lambda: len(self.query("aep_gateway_ready")) == count)
 
     def api(self, path, **parameters):
         """What the HTTP API answers. Raises where it refuses a query."""

@@ -241,7 +241,7 @@ async def misbehave(programs, gateways, prometheus):
         await asyncio.to_thread(programs.end, gateways["stopped"].process)
 
     async def restart():
-        for _ in range(4):
+        for _ in range(3):
             await asyncio.sleep(4)
             await asyncio.to_thread(gateways["restarting"].restart)
 
