@@ -12,18 +12,18 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt  # noqa: E402
 from stand import ROOT, Callers, Gateway, Programs, Prometheus  # noqa: E402
 
-# Both together: 300 creates a second, at most.
-LATENCY, IN_FLIGHT = "200ms", 60
+# Both together: 100 creates a second, at most.
+LATENCY, IN_FLIGHT = "200ms", 20
 
 # Name, seconds, calls a second.
 PHASES = [
-    ("normal", 35, 100),
-    ("API misbehaves", 35, 100),
-    ("too many calls", 40, 500),
-    ("API down", 35, 100),
-    ("normal again", 35, 100),
+    ("normal", 35, 50),
+    ("API misbehaves", 35, 50),
+    ("too many calls", 40, 300),
+    ("API down", 35, 50),
+    ("normal again", 35, 50),
 ]
-FAULTS = ["status-500", "reset-after-create", "lost-504", "status-503", "status-429", "delay-1500"]
+FAULTS = ["status-500", "reset-after-create", "lost-504", "status-503", "status-429", "delay-600"]
 
 
 async def run(gateway):
@@ -34,9 +34,10 @@ async def run(gateway):
     async def calls(per_second, seconds):
         each = per_second / len(callers)
         await asyncio.gather(
-            *[one.steady(each, seconds, external_ids=0.3, deadline=5.0) for one in callers]
+            *[one.steady(each, seconds, external_ids=0.2, deadline=5.0) for one in callers]
         )
 
+    await calls(PHASES[0][2], 6)  # rate() looks back 5 s
     for name, seconds, per_second in PHASES:
         began.append(time.time())
         print(f"{name}: {per_second} calls/s for {seconds} s", flush=True)
@@ -55,10 +56,10 @@ async def run(gateway):
 
 
 async def misbehave(gateway, seconds):
-    """A quarter of the creates meets a fault."""
+    """A quarter of the creates meet a fault."""
     dice = random.Random(1)
     for _ in range(seconds):
-        gateway.order(*dice.choices(FAULTS, k=25))
+        gateway.order(*dice.choices(FAULTS, k=12))
         await asyncio.sleep(1)
 
 
@@ -111,7 +112,7 @@ def draw(prometheus, began, ended):
         "svg.fonttype": "none", "svg.hashsalt": "", "font.family": "sans-serif", "font.size": 9,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     }
-    heights = [3, 1.6, 1.6, 2.2, 1]
+    heights = [3, 1.8, 1.6, 2.2, 1]
     figure, plots = plt.subplots(
         5, 1, sharex=True, figsize=(9, 8.4), height_ratios=heights, layout="constrained"
     )
@@ -124,10 +125,10 @@ def draw(prometheus, began, ended):
             colors=[color for _, color, _ in series], linewidth=0,
         )
         name(plot, title)
+        plot.set_ylim(bottom=0)
 
     def name(plot, title):
         plot.set_title(title, loc="left", fontsize=9, fontweight="bold")
-        plot.set_ylim(bottom=0)
         plot.legend(
             loc="center left", bbox_to_anchor=(1, 0.5), reverse=plot in (calls, upstream),
             handlelength=1.2,
@@ -144,16 +145,16 @@ def draw(prometheus, began, ended):
     name(latency, "How long calls take")
     latency.set_ylim(0.0005, 5)
 
-    at, values = points("aep_gateway_creates_in_flight")
+    at, values = points("sum(aep_gateway_creates_in_flight)")
     flying.plot(at, values, color=BLUE, label="in flight", linewidth=1.3)
-    at, values = points("aep_gateway_max_creates_in_flight")
+    at, values = points("sum(aep_gateway_max_creates_in_flight)")
     flying.plot(at, values, color=RED, label="--max-in-flight", linewidth=1, linestyle="--")
     name(flying, "Creates in flight")
     flying.set_ylim(0, IN_FLIGHT * 1.15)
 
     stack(upstream, "Requests to the API per second, by answer", REQUESTS)
 
-    at, values = points("process_resident_memory_bytes / 1e6")
+    at, values = points("sum(process_resident_memory_bytes) / 1e6")
     memory.plot(at, values, color=BLUE, label="resident", linewidth=1.3)
     name(memory, "Memory in MB")
     memory.set_ylim(0, max(40, 1.1 * max(values)))
