@@ -103,7 +103,7 @@ def draw(prometheus, began, ended):
     def points(query):
         """Seconds since the start, and values; 0 where there is no series yet."""
         answer = prometheus.api(
-            "query_range", query=f"{query} or vector(0)", start=start, end=ended, step=1
+            "query_range", query=f"{query} or vector(0)", start=start, end=ended, step=2
         )
         values = answer["result"][0]["values"]
         return [at - start for at, _ in values], [float(value) for _, value in values]

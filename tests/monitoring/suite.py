@@ -18,7 +18,6 @@ import yaml
 from aep.ingestion.v1 import batch_service_pb2 as pb
 from grafana_foundation_sdk.cog import encoder, plugins
 from grafana_foundation_sdk.models import dashboard as grafana
-from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from stand import ALERTS, DATASET, ROOT, RUN, Callers, Gateway, Programs, Prometheus, get
 
@@ -101,8 +100,21 @@ def check_runbook():
         rule["alert"] for rule in ALERT_RULES
         if rule["annotations"]["runbook_url"] != f"docs/operations.md#{rule['alert'].lower()}"
     ))
+    check_none("every link of docs/operations.md leads somewhere", broken_links())
     severities = {rule["labels"]["severity"] for rule in ALERT_RULES}
     check("alerts are critical or warning", severities == {"critical", "warning"}, severities)
+
+
+def broken_links():
+    for file, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", OPERATIONS):
+        page = ROOT / "docs" / (file or "operations.md")
+        if not page.exists():
+            yield file
+        elif anchor:
+            headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+            anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+            if anchor not in anchors:
+                yield f"{file}#{anchor}"
 
 
 def check_dashboard():
@@ -404,14 +416,11 @@ def families(text):
     return list(text_string_to_metric_families(text))
 
 
-def check_metrics(pages):
+def check_metrics(pages, text_page):
+    """`pages` are OpenMetrics; `text_page` is what who does not ask for that gets."""
     everything = [family for page in pages for family in families(page)]
 
-    class AsText:
-        def collect(self):
-            return families(pages[-1])
-
-    done = promtool("check", "metrics", text=generate_latest(AsText()).decode())
+    done = promtool("check", "metrics", text=text_page)
     check("promtool finds nothing wrong with the metrics", done.returncode == 0, done.stdout, done.stderr)
     suffix = {"counter": "_total", "info": "_info"}
     served = {}
@@ -494,8 +503,8 @@ def main():
             "trace_id" in one["labels"] for found in exemplars for one in found["exemplars"]
         ))
         alive = [g for name, g in gateways.items() if name != "stopped"]
-        check_metrics([gateway.metrics() for gateway in alive if gateway.name != "tls"]
-                      + [gateways["tls"].metrics()])
+        text_page = get(f"http://{gateways['tls'].admin}/metrics")
+        check_metrics([gateway.metrics() for gateway in alive], text_page)
         asyncio.run(check_cardinality(gateways["healthy"]))
         scrapes = prometheus.query('scrape_duration_seconds{job="healthy-aep-batch-gateway"}')
         print(f"a scrape takes {float(scrapes[0]['value'][1]) * 1e3:.1f} ms, and has "
