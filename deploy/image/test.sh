@@ -120,7 +120,7 @@ in_image=(env --ignore-environment PATH="$PATH" unshare --mount --pid --fork sh 
   while [ "${1#*=}" != "$1" ]; do export "$1"; shift; done
   exec chroot --userspec=65532:65532 --groups= "$root" /aep-batch-gateway "$@"
 ' sh "$root")
-# Starts a command and sets $listen and $admin. The image's addresses, but free ports.
+# Starts a command and sets $admin. The image's addresses, but free ports.
 start() { # command
   step "Running $1"
   : > "$work/stdout" # because wait_for may be sooner than the program
@@ -129,7 +129,6 @@ start() { # command
   running=$!
   wait_for '"listen":'
   head -n 1 "$work/stdout"
-  listen=$(sed -n 's/.*"listen":"\([^"]*\)".*/\1/p' "$work/stdout")
   admin=$(sed -n 's/.*"admin":"\([^"]*\)".*/\1/p' "$work/stdout")
 }
 wait_for() { # pattern on standard output

@@ -14,6 +14,7 @@ mod documented_example;
 mod drain;
 mod exactly_once;
 mod fault_suite;
+mod grpc_web;
 mod inbound_tls;
 mod layers;
 mod metadata;

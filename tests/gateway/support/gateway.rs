@@ -277,8 +277,6 @@ pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
 /// One connection, frame by frame.
 pub(crate) struct Client {
     sender: SendRequest<Bytes>,
-    /// How the connection ends.
-    pub(crate) connection: JoinHandle<Result<(), h2::Error>>,
 }
 
 impl Client {
@@ -287,8 +285,8 @@ impl Client {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (sender, connection) = h2::client::handshake(stream).await?;
-        let connection = tokio::spawn(connection);
-        Ok(Client { sender, connection })
+        tokio::spawn(connection);
+        Ok(Client { sender })
     }
 
     /// `CreateBatch` with good credentials.
