@@ -134,11 +134,11 @@ impl CallRecord {
 
     /// A request to the API begins, at this host.
     pub fn request(self: &Arc<Self>, call: RestCall, host: Option<&str>) -> RestRequest {
+        self.requests.fetch_add(1, Relaxed);
         RestRequest::begin(call, host, self.clone())
     }
 
     pub(super) fn request_ended(&self, took: Duration) {
-        self.requests.fetch_add(1, Relaxed);
         self.upstream.fetch_add(took.as_micros() as u64, Relaxed);
     }
 
