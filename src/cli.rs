@@ -6,9 +6,10 @@ mod settings_file;
 use std::{
     fs,
     io::{self, Write},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,18 +18,19 @@ use clap::{
     parser::ValueSource,
 };
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::{Channel, Endpoint};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    signal::unix::{SignalKind, signal},
 };
+use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     config::{Listen, Settings},
-    proto::full_descriptor_set,
+    proto::{SERVICE_CONFIG, full_descriptor_set},
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
-    telemetry,
+    telemetry::{self, Telemetry, Tracing},
 };
 
 /// A gRPC gateway for the batch ingestion REST API of Adobe Experience Platform.
@@ -47,9 +49,10 @@ enum Commands {
     Demo(Settings),
     /// Runs the simulated upstream alone: the documented REST API in memory.
     Simulate(Simulate),
-    /// Asks a running gateway for its health; exits with 0 if it serves, else with 1.
+    /// Asks a running gateway whether it is ready; exits with 0 if it is, else with 1.
     Healthcheck(Healthcheck),
-    /// Writes the FileDescriptorSet of the API, for grpcurl -protoset, Envoy or buf.
+    /// Writes the FileDescriptorSet of the API, for grpcurl -protoset, Envoy or buf; or the
+    /// service config for clients.
     Descriptor(Descriptor),
     /// Checks the configuration and prints it, with secrets redacted.
     Config(Settings),
@@ -79,17 +82,14 @@ struct Simulate {
 
 #[derive(Args)]
 struct Healthcheck {
-    /// The gateway: an address, or unix:/path. An unspecified IP address means this machine.
+    /// The admin listener of the gateway. An unspecified IP address means this machine.
     #[arg(
         long,
         value_name = "ADDRESS",
-        env = "AEP_GATEWAY_LISTEN",
-        default_value = "127.0.0.1:50051"
+        env = "AEP_GATEWAY_ADMIN_LISTEN",
+        default_value = "127.0.0.1:9464"
     )]
-    address: Listen,
-    /// The service to ask for; the whole gateway by default.
-    #[arg(long, value_name = "NAME", default_value = "")]
-    service: String,
+    address: SocketAddr,
 }
 
 #[derive(Args)]
@@ -97,6 +97,9 @@ struct Descriptor {
     /// The file to write; standard output by default.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Writes the gRPC service config for clients instead: retries of UNAVAILABLE alone (JSON).
+    #[arg(long)]
+    service_config: bool,
 }
 
 /// The commands that take the gateway's settings.
@@ -167,13 +170,29 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    telemetry::start_logs(logs.format, logs.filter);
-    run_async(async move {
+    if demo && config.tls.is_some() {
+        tell_problems(&[
+            "demo calls itself without TLS: use serve, or leave --tls-… out".to_owned(),
+        ]);
+        return ExitCode::from(USAGE);
+    }
+    let tracing = match Tracing::from_environment() {
+        Ok(tracing) => tracing,
+        Err(problem) => {
+            tell_problems(&[problem]);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let log_level = telemetry::start_logs(logs.format, logs.filter);
+    let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
+    let ended = run_async(async move {
         let simulator = match demo {
             true => Some(demo::simulator(&mut config).await?),
             false => None,
         };
-        let running = server::start(config).await.map_err(io::Error::other)?;
+        let running = server::start(config, telemetry, log_level)
+            .await
+            .map_err(io::Error::other)?;
         announce(&running)?;
         if let Some(simulator) = &simulator {
             demo::show(running.listen(), simulator).await?;
@@ -181,7 +200,11 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         stop_signal().await?;
         running.drain().await;
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    if let Some(tracing) = tracing {
+        tracing.stop();
+    }
+    ended
 }
 
 /// The first line on standard output: where the gateway listens.
@@ -212,23 +235,30 @@ async fn run_simulator(simulate: Simulate) -> io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Asks the admin listener, which answers whatever TLS callers have to speak.
 async fn check_health(healthcheck: Healthcheck) -> io::Result<ExitCode> {
     const LONGEST: Duration = Duration::from_secs(3);
-    let service = healthcheck.service;
+    let mut address = healthcheck.address;
+    if address.ip().is_unspecified() {
+        // Not localhost: a bare container has no file of host names.
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
     let ask = async {
-        let channel = connect(&healthcheck.address)?;
-        let mut client = HealthClient::new(channel);
-        let asked = client.check(HealthCheckRequest { service }).await;
-        asked.map_err(|status| io::Error::other(status.message().to_owned()))
+        let mut stream = TcpStream::connect(address).await?;
+        let request =
+            format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.take(64 * 1024).read_to_string(&mut answer).await?;
+        Ok(answer)
     };
     let answer = tokio::time::timeout(LONGEST, ask)
         .await
-        .map_err(|_| io::Error::other("no answer in time"))??;
-    let status = answer.into_inner().status();
-    say(status.as_str_name())?;
-    Ok(match status {
-        ServingStatus::Serving => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+        .unwrap_or_else(|_| Err(io::Error::other("no answer in time")))?;
+    say(answer.lines().last().unwrap_or_default())?;
+    Ok(match answer.starts_with("HTTP/1.1 200 ") {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     })
 }
 
@@ -247,9 +277,13 @@ fn connect(listen: &Listen) -> io::Result<Channel> {
 }
 
 fn write_descriptor(descriptor: Descriptor) -> ExitCode {
+    let content = match descriptor.service_config {
+        true => SERVICE_CONFIG.as_bytes().to_vec(),
+        false => full_descriptor_set(),
+    };
     let written = match &descriptor.output {
-        Some(file) => fs::write(file, full_descriptor_set()),
-        None => io::stdout().write_all(&full_descriptor_set()),
+        Some(file) => fs::write(file, content),
+        None => io::stdout().write_all(&content),
     };
     exit_code(written.map(|()| ExitCode::SUCCESS))
 }

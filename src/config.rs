@@ -5,9 +5,11 @@ use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration}
 use clap::Args;
 use http::{HeaderName, HeaderValue};
 use reqwest::{Certificate, Url};
+use rustls::pki_types::DnsName;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    certificates::{TlsFiles, TlsOptions},
     create::LookUp,
     credentials::{self, Credentials},
     telemetry::LogFormat,
@@ -31,6 +33,33 @@ pub struct Settings {
     /// Where /metrics, /livez and /readyz are served over plain HTTP.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464")]
     pub admin_listen: String,
+
+    /// Whether server reflection tells the schema to callers (true or false).
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "true",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub reflection: String,
+    /// A PEM file with the gateway's certificate and its chain: TLS where gRPC calls are taken.
+    /// This and the next two files are read again when they change.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert_file: Option<String>,
+
+    /// A PEM file with the key of that certificate.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key_file: Option<String>,
+
+    /// A PEM file with certificate authorities: clients must show a certificate of one (mTLS).
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca_file: Option<String>,
+
+    /// The clients that may call: URIs or DNS names in their certificates (subject alternative
+    /// names), separated by commas, like `spiffe://cluster.local/ns/a/sa/b`. All by default.
+    #[arg(long, value_name = "NAMES", default_value = "")]
+    pub tls_allowed_clients: String,
 
     /// The base URL of the Batch Ingestion API.
     #[arg(
@@ -107,7 +136,8 @@ pub struct Settings {
     pub fixed_defaults: String,
 
     /// Says that something in front of the gateway authenticates callers: needed with a default
-    /// token, because whoever reaches the gateway then acts with it (true or false).
+    /// token and without --tls-allowed-clients, because whoever reaches the gateway then acts
+    /// with that token (true or false).
     #[arg(
         long,
         value_name = "BOOL",
@@ -178,6 +208,10 @@ pub struct Config {
     pub listen: Listen,
     /// Where the admin pages are served.
     pub admin_listen: SocketAddr,
+    /// Whether server reflection tells the schema.
+    pub reflection: bool,
+    /// TLS where gRPC calls are taken.
+    pub tls: Option<TlsOptions>,
     /// How the API is reached.
     pub upstream: UpstreamOptions,
     /// When external ids are looked up.
@@ -273,6 +307,8 @@ impl Settings {
             text.parse()
                 .map_err(|_| format!("is {text:?}: not an IP address with a port"))
         });
+        let reflection = check.read("reflection", &self.reflection, boolean);
+        let tls = self.tls(&mut check);
         let import_url = check.read("upstream-url", &self.upstream_url, base_url);
         let catalog_url = check.read("catalog-url", &self.catalog_url, base_url);
         let extra_ca = match &self.upstream_ca_file {
@@ -299,26 +335,30 @@ impl Settings {
         let max_connections = check.read("max-connections", &self.max_connections, limit);
         let max_connection_age =
             check.read("max-connection-age", &self.max_connection_age, time_limit);
-        let credentials = self.credentials(&mut check);
+        let allow_list = tls.as_ref().is_some_and(|tls| !tls.allowed.is_empty());
+        let credentials = self.credentials(&mut check, allow_list);
         let drain_delay = check.read("drain-delay", &self.drain_delay, duration);
         let drain_timeout = check.read("drain-timeout", &self.drain_timeout, duration);
 
         let config = || {
-            let max_in_flight = max_in_flight?;
+            let (max_in_flight, request_timeout) = (max_in_flight?, request_timeout?);
             Some(Config {
                 listen: listen?,
                 admin_listen: admin_listen?,
+                reflection: reflection?,
+                tls,
                 upstream: UpstreamOptions {
                     import_url: import_url?,
                     catalog_url: catalog_url?,
                     extra_ca: extra_ca?,
                     http: http?,
                     connect_timeout: connect_timeout?,
+                    request_timeout,
                     direct: false,
                     idle_connections: max_in_flight,
                 },
                 look_up: look_up?,
-                request_timeout: request_timeout?,
+                request_timeout,
                 max_in_flight,
                 max_connections: max_connections?,
                 max_connection_age: max_connection_age?,
@@ -333,7 +373,42 @@ impl Settings {
         }
     }
 
-    fn credentials(&self, check: &mut Check) -> Credentials {
+    fn tls(&self, check: &mut Check) -> Option<TlsOptions> {
+        let client_ca = self.tls_client_ca_file.as_deref();
+        let allowed = names(&self.tls_allowed_clients)
+            .filter_map(|name| check.read("tls-allowed-clients", name, client_name))
+            .collect();
+        if client_ca.is_none() && !self.tls_allowed_clients.is_empty() {
+            check.problems.push(
+                "--tls-allowed-clients needs --tls-client-ca-file: without it no client shows a \
+                 certificate"
+                    .to_owned(),
+            );
+        }
+        let (cert, key) = match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(cert), Some(key)) => (cert, key),
+            (cert, key) => {
+                let needs = match (cert, key) {
+                    (Some(_), _) => Some("--tls-cert-file needs --tls-key-file"),
+                    (_, Some(_)) => Some("--tls-key-file needs --tls-cert-file"),
+                    _ => client_ca.map(|_| "--tls-client-ca-file needs --tls-cert-file"),
+                };
+                check.problems.extend(needs.map(str::to_owned));
+                return None;
+            }
+        };
+        let files = TlsFiles {
+            cert: cert.into(),
+            key: key.into(),
+            client_ca: client_ca.map(PathBuf::from),
+        };
+        if let Err(problems) = files.read().and_then(|pem| files.parse(&pem)) {
+            check.problems.extend(problems);
+        }
+        Some(TlsOptions { files, allowed })
+    }
+
+    fn credentials(&self, check: &mut Check, allow_list: bool) -> Credentials {
         let token = self.default_token_file.as_ref().and_then(|file| {
             check.read("default-token-file", file, |file| {
                 let token = fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
@@ -361,21 +436,33 @@ impl Settings {
             &self.callers_are_authenticated,
             boolean,
         );
-        if self.default_token_file.is_some() && authenticated == Some(false) {
+        if self.default_token_file.is_some() && authenticated == Some(false) && !allow_list {
             check.problems.push(
                 "--default-token-file lets whoever reaches the gateway act with that token: \
-                 say --callers-are-authenticated if something in front of it checks callers"
+                 let in --tls-allowed-clients only, or say --callers-are-authenticated if \
+                 something in front of it checks callers"
                     .to_owned(),
             );
         }
-        credentials.forward = self
-            .forward_metadata
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty())
+        credentials.forward = names(&self.forward_metadata)
             .filter_map(|name| check.read("forward-metadata", name, forwardable))
             .collect();
         credentials
+    }
+}
+
+/// The parts of a list with commas.
+fn names(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+}
+
+/// Refuses what no certificate can hold, and wildcards, which would not be one.
+fn client_name(name: &str) -> Result<String, String> {
+    match name.contains("://") || DnsName::try_from(name).is_ok() {
+        true => Ok(name.to_owned()),
+        false => Err(format!("has {name:?}: neither a URI nor a DNS name")),
     }
 }
 
@@ -488,6 +575,7 @@ mod tests {
         let problems = check(&[
             "--listen=nowhere",
             "--admin-listen=9464",
+            "--reflection=2",
             "--upstream-url=ftp://host",
             "--catalog-url=https://user:hunter2@host",
             "--upstream-ca-file=/nowhere",
@@ -516,6 +604,7 @@ mod tests {
                 "--log-level",
                 "--listen",
                 "--admin-listen",
+                "--reflection",
                 "--upstream-url",
                 "--catalog-url",
                 "--upstream-ca-file",

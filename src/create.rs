@@ -13,11 +13,11 @@ use tower::retry::budget::{Budget, TpsBudget};
 use crate::{
     attempts::Attempt,
     mapping,
-    outcome::{Failure, LookUpFailure, NeverSent, Outcome, Settled},
+    outcome::{Failure, LookUpFailure, Outcome, Settled},
     proto::v1::{Batch, BatchOrigin, CreateBatchRequest},
     recent::{ExternalId, Known, Recent},
     status,
-    telemetry::Metrics,
+    telemetry::{CallRecord, Telemetry},
     upstream::{Sending, Upstream},
 };
 
@@ -68,6 +68,8 @@ pub struct CreateCall {
     pub caller: u64,
     /// When the caller must have its answer.
     pub deadline: Option<Instant>,
+    /// What is known of the call.
+    pub record: Arc<CallRecord>,
 }
 
 impl CreateCall {
@@ -89,7 +91,7 @@ pub struct Creator {
     budget: TpsBudget,
     /// One for each answer of the last second: the API is up.
     proven: TpsBudget,
-    metrics: Arc<Metrics>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Creator {
@@ -98,7 +100,7 @@ impl Creator {
         upstream: Upstream,
         look_up: LookUp,
         longest: Duration,
-        metrics: Arc<Metrics>,
+        telemetry: Arc<Telemetry>,
     ) -> Self {
         let budget = TpsBudget::new(Duration::from_secs(10), 0, RETRIES_PER_CALL);
         Creator {
@@ -108,7 +110,7 @@ impl Creator {
             recent: Recent::default(),
             budget,
             proven: TpsBudget::new(Duration::from_secs(1), 0, 1.0),
-            metrics,
+            telemetry,
         }
     }
 
@@ -280,7 +282,7 @@ impl Creator {
     fn may_retry(&self, call: &CreateCall, pause: Duration) -> bool {
         let may = !call.ends_within(pause) && self.budget.withdraw();
         if may {
-            self.metrics.retry();
+            self.telemetry.retry();
         }
         may
     }
@@ -292,9 +294,9 @@ impl Creator {
     ) -> Result<Option<Batch>, Failure> {
         let found = self
             .upstream
-            .find_batches(call.headers.clone(), &external_id.id)
+            .find_batches(call.headers.clone(), &external_id.id, &call.record)
             .await;
-        self.metrics.look_up(&found);
+        self.telemetry.look_up(&found);
         if found.is_ok() {
             self.proven.deposit();
         }
@@ -308,14 +310,11 @@ impl Creator {
             let Some(handover) = sending.begin() else {
                 return Err(Failure::DeadlineBeforeSending);
             };
-            let asked =
-                self.upstream
-                    .create_batch(call.headers.clone(), call.body.clone(), &handover);
-            let result = match tokio::time::timeout(self.longest, asked).await {
-                Ok(result) => result,
-                Err(_) if handover.revoke() => Err(Failure::NeverSent(NeverSent::ConnectTimeout)),
-                Err(_) => Err(Failure::TimedOut(self.longest)),
-            };
+            let (headers, body) = (call.headers.clone(), call.body.clone());
+            let result = self
+                .upstream
+                .create_batch(headers, body, &handover, &call.record)
+                .await;
             let failure = match result {
                 Ok(batch) => {
                     self.proven.deposit();

@@ -1,4 +1,5 @@
-//! How long a call may take: `grpc-timeout` (the gRPC over HTTP/2 protocol).
+//! How long a call may take: `grpc-timeout` (the gRPC over HTTP/2 protocol), and
+//! what an Envoy in front will wait (`x-envoy-expected-rq-timeout-ms`).
 
 use std::time::Duration;
 
@@ -7,21 +8,40 @@ use tokio::time::Instant;
 
 use crate::outcome::{Failure, Violation};
 
-/// The moment at which the caller must have its answer, if it set one: its
-/// deadline less a margin in which the answer travels.
+/// The moment at which the caller must have its answer, if there is one: the
+/// least of its own deadline and Envoy's, less a margin in which the answer
+/// travels.
 pub fn of_call(metadata: &HeaderMap, arrived: Instant) -> Result<Option<Instant>, Failure> {
+    let timeouts = [callers(metadata)?, envoys(metadata)];
+    let least = timeouts.into_iter().flatten().min();
+    Ok(least.and_then(|timeout| arrived.checked_add(timeout - margin(timeout))))
+}
+
+fn callers(metadata: &HeaderMap) -> Result<Option<Duration>, Failure> {
     let mut values = metadata.get_all("grpc-timeout").iter();
     let Some(value) = values.next() else {
         return Ok(None);
     };
     let timeout = value.to_str().ok().and_then(parse);
     match (timeout, values.next()) {
-        (Some(timeout), None) => Ok(arrived.checked_add(timeout - margin(timeout))),
+        (Some(timeout), None) => Ok(Some(timeout)),
         _ => Err(Failure::Invalid(vec![Violation::new(
             "grpc-timeout",
             "must be one value of at most 8 digits and one of the units H, M, S, m, u, n",
         )])),
     }
+}
+
+/// When Envoy gives a try up: it then says UNAVAILABLE or tries again, although
+/// a batch may exist. Garbage is ignored, since the caller could not help it,
+/// and so is 0, which is Envoy's word for no limit.
+fn envoys(metadata: &HeaderMap) -> Option<Duration> {
+    let values = metadata.get_all("x-envoy-expected-rq-timeout-ms").iter();
+    values
+        .filter_map(|value| value.to_str().ok()?.trim().parse().ok())
+        .filter(|milliseconds| *milliseconds > 0)
+        .map(Duration::from_millis)
+        .min()
 }
 
 /// A tenth of short deadlines, 20 ms of long ones: enough for our answer to be
@@ -77,22 +97,45 @@ mod tests {
 
     #[test]
     fn a_deadline_is_the_least_that_helps() {
+        const ENVOY: &str = "x-envoy-expected-rq-timeout-ms";
+        const GRPC: &str = "grpc-timeout";
+        let ms = |ms| Ok(Some(Duration::from_millis(ms)));
+        let bad = Err(());
         let now = Instant::now();
-        let of = |values: &[&'static str]| {
+        for (metadata, expected) in [
+            (&[][..], Ok(None)),
+            (&[(GRPC, "1S")], ms(980)),
+            (&[(GRPC, "10m")], ms(9)),
+            (&[(GRPC, "0n")], ms(0)),
+            (&[(GRPC, "soon")], bad),
+            (&[(GRPC, "1S"), (GRPC, "1S")], bad),
+            (&[(ENVOY, "1000")], ms(980)),
+            (&[(ENVOY, "10")], ms(9)),
+            (&[(ENVOY, "10"), (GRPC, "1S")], ms(9)),
+            (&[(ENVOY, "1000"), (GRPC, "10m")], ms(9)),
+            (&[(ENVOY, "1000"), (GRPC, "soon")], bad),
+            // One for each Envoy on the way.
+            (&[(ENVOY, "1000"), (ENVOY, "10")], ms(9)),
+            (&[(ENVOY, "0"), (GRPC, "1S")], ms(980)),
+            (&[(ENVOY, "0")], Ok(None)),
+            (&[(ENVOY, "soon")], Ok(None)),
+            (&[(ENVOY, "")], Ok(None)),
+            (&[(ENVOY, "-1")], Ok(None)),
+            (&[(ENVOY, "1.5")], Ok(None)),
+            (&[(ENVOY, "18446744073709551616")], Ok(None)),
+            (&[(ENVOY, "\u{e9}")], Ok(None)),
+            (&[(ENVOY, "soon"), (ENVOY, "10")], ms(9)),
+        ] {
             let mut map = HeaderMap::new();
-            for value in values {
-                map.append("grpc-timeout", http::HeaderValue::from_static(value));
+            for (name, value) in metadata {
+                let value = http::HeaderValue::from_bytes(value.as_bytes()).expect("a value");
+                map.append(*name, value);
             }
-            of_call(&map, now)
-        };
-        assert_eq!(of(&[]).expect("none"), None);
-        let second = now + Duration::from_millis(980);
-        assert_eq!(of(&["1S"]).expect("one"), Some(second));
-        assert_eq!(
-            of(&["10m"]).expect("one"),
-            Some(now + Duration::from_millis(9))
-        );
-        assert!(matches!(of(&["soon"]), Err(Failure::Invalid(_))));
-        assert!(matches!(of(&["1S", "1S"]), Err(Failure::Invalid(_))));
+            let deadline = of_call(&map, now).map_err(|failure| {
+                assert!(matches!(failure, Failure::Invalid(_)));
+            });
+            let after = deadline.map(|deadline| deadline.map(|deadline| deadline - now));
+            assert_eq!(after, expected, "{metadata:?}");
+        }
     }
 }

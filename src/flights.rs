@@ -16,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderValue;
 use tokio::{
     sync::{Semaphore, SetOnce},
     task::AbortHandle,
@@ -27,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     outcome::{Failure, NeverSent, Settled},
     recent::ExternalId,
-    telemetry::Metrics,
+    telemetry::{CallRecord, Telemetry},
     upstream::Sending,
 };
 
@@ -39,17 +38,17 @@ const COMMIT_AFTER: Duration = Duration::from_millis(100);
 /// headers should go out now. A client that has seen them does not retry the
 /// call by itself, also not when this gateway or the connection to it dies.
 #[derive(Clone, Debug, Default)]
-pub struct Commit(Arc<SetOnce<HeaderValue>>);
+pub struct Commit(Arc<SetOnce<()>>);
 
 impl Commit {
-    fn commit(&self, request_id: &HeaderValue) {
+    fn commit(&self) {
         // Fails only if it was said before.
-        let _ = self.0.set(request_id.clone());
+        let _ = self.0.set(());
     }
 
-    /// Waits until it is said, and gives the call's request id.
-    pub async fn committed(&self) -> HeaderValue {
-        self.0.wait().await.clone()
+    /// Waits until it is said.
+    pub async fn committed(&self) {
+        self.0.wait().await;
     }
 }
 
@@ -65,7 +64,7 @@ struct Inner {
     tasks: TaskTracker,
     shared: Mutex<HashMap<ExternalId, Arc<Flight>>>,
     stopping: CancellationToken,
-    metrics: Arc<Metrics>,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Inner {
@@ -77,8 +76,8 @@ impl Inner {
 /// What a caller says at the gate.
 #[derive(Clone, Debug)]
 pub struct Ticket {
-    /// `x-request-id`.
-    pub request_id: HeaderValue,
+    /// What is known of the call.
+    pub record: Arc<CallRecord>,
     /// The external id, where the call has one.
     pub external_id: Option<ExternalId>,
     /// What is to be done and for whom, hashed: only the same rides together.
@@ -98,15 +97,13 @@ struct Flight {
     landed: SetOnce<CreateResult>,
     delivered: AtomicBool,
     task: OnceLock<AbortHandle>,
-    metrics: Arc<Metrics>,
 }
 
 impl Drop for Flight {
     /// Nobody is left who could still take the result.
     fn drop(&mut self) {
         if let (Some(result), false) = (self.landed.get(), *self.delivered.get_mut()) {
-            let request_id = self.ticket.request_id.to_str().unwrap_or_default();
-            self.metrics.abandoned(request_id, result);
+            self.ticket.record.abandoned(result);
         }
     }
 }
@@ -123,13 +120,14 @@ enum Gate {
 
 impl Flights {
     /// At most `slots` flights at a time.
-    pub fn new(slots: usize, metrics: Arc<Metrics>) -> Self {
+    pub fn new(slots: usize, telemetry: Arc<Telemetry>) -> Self {
+        telemetry.set_max_creates(slots);
         Flights(Arc::new(Inner {
             slots: Arc::new(Semaphore::new(slots)),
             tasks: TaskTracker::new(),
             shared: Mutex::default(),
             stopping: CancellationToken::new(),
-            metrics,
+            telemetry,
         }))
     }
 
@@ -186,7 +184,6 @@ impl Flights {
             landed: SetOnce::new(),
             delivered: AtomicBool::new(false),
             task: OnceLock::new(),
-            metrics: self.0.metrics.clone(),
         });
         if let Some((id, shared)) = &mut shared {
             shared.insert((*id).clone(), flight.clone());
@@ -198,15 +195,16 @@ impl Flights {
             flight: flight.clone(),
         };
         let settled = settle(flight.sending.clone());
+        let counted = self.0.telemetry.create_in_flight();
         let task = self.0.tasks.spawn(async move {
-            let _slot = slot;
+            let _slot = (slot, counted);
             landing.lands(settled.await);
         });
         let _ = flight.task.set(task.abort_handle());
         Gate::Board(Rider::new(self, flight))
     }
 
-    /// Waits for a value, until the caller's deadline or the gateway's end.
+    /// Waits for a value, until the call's deadline or the gateway's end.
     async fn wait<T>(&self, ticket: &Ticket, value: impl Future<Output = T>) -> Result<T, Left> {
         let deadline = async {
             match ticket.deadline {
@@ -312,7 +310,7 @@ impl Rider {
                     None => COMMIT_AFTER / 4,
                 };
             }
-            ticket.commit.commit(&ticket.request_id);
+            ticket.commit.commit();
         };
         tokio::pin!(landed);
         let landed = tokio::select! {
@@ -373,21 +371,31 @@ impl Drop for Rider {
 mod tests {
     use std::{future::pending, time::Duration};
 
+    use http::HeaderMap;
     use http_body_util::BodyExt;
     use tokio::time::sleep;
 
     use super::*;
-    use crate::proto::v1::{Batch, BatchOrigin};
+    use crate::{
+        proto::v1::{Batch, BatchOrigin},
+        telemetry::Method,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn flights(slots: usize) -> Flights {
-        Flights::new(slots, Arc::new(Metrics::new()))
+        Flights::new(slots, Arc::default())
+    }
+
+    fn record() -> Arc<CallRecord> {
+        let telemetry: Arc<Telemetry> = Arc::default();
+        let call = telemetry.call(Method::CreateBatch, &HeaderMap::new(), None);
+        call.record().clone()
     }
 
     fn ticket(external_id: Option<&str>, purpose: u64, deadline: Option<Duration>) -> Ticket {
         Ticket {
-            request_id: HeaderValue::from_static("r"),
+            record: record(),
             external_id: external_id.map(|id| ExternalId {
                 organization: Vec::new(),
                 sandbox: Vec::new(),
@@ -415,7 +423,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deadline_tells_sent_from_not_sent() {
         let flights = flights(1);
-        let ticket_now = || ticket(None, 0, Some(SECOND));
+        let record = record();
+        let ticket_now = || Ticket {
+            record: record.clone(),
+            ..ticket(None, 0, Some(SECOND))
+        };
         let result = flights.ride(&ticket_now(), |_| pending()).await;
         assert!(matches!(result, Err(Failure::DeadlineBeforeSending)));
 
@@ -429,7 +441,7 @@ mod tests {
         assert!(matches!(result, Err(Failure::DeadlineAfterSending)));
         assert_eq!(flights.count(), 1);
         flights.finished().await;
-        let text = flights.0.metrics.encode();
+        let text = record.telemetry().encode();
         let line = r#"aep_gateway_abandoned_creates_total{outcome="CREATED"} 1"#;
         assert!(text.contains(line), "{text}");
 

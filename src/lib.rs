@@ -21,6 +21,7 @@ pub mod telemetry;
 pub mod status;
 
 pub mod attempts;
+pub mod certificates;
 pub mod credentials;
 pub mod deadline;
 pub mod mapping;

@@ -67,9 +67,9 @@ pub enum Failure {
     NoCredentials(Vec<Violation>),
     /// The request never reached the API.
     NeverSent(NeverSent),
-    /// The caller's deadline passed before anything was sent.
+    /// The call's deadline passed before anything was sent.
     DeadlineBeforeSending,
-    /// The caller's deadline passed while the request was under way.
+    /// The call's deadline passed while the request was under way.
     DeadlineAfterSending,
     /// The gateway's own limit passed while the request was under way.
     TimedOut(Duration),
@@ -82,7 +82,7 @@ pub enum Failure {
         /// That batch.
         batch_id: String,
     },
-    /// The caller's deadline passed before this try sent anything, while an
+    /// The call's deadline passed before this try sent anything, while an
     /// earlier try may still create the batch.
     DeadlineUnsettled,
     /// The gateway ended while the request was under way.

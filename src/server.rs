@@ -4,6 +4,8 @@ mod admin;
 mod answer;
 mod grpc;
 mod listener;
+mod observed;
+mod tls;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,8 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
+    admin::Admin,
     grpc::GrpcServices,
-    listener::{Limits, Listener, Stop},
+    listener::{Limits, Listener, Server, Stop},
+    tls::Tls,
 };
 use crate::{
     config::{Config, Listen},
@@ -21,18 +25,23 @@ use crate::{
     flights::Flights,
     proto::v1::batch_service_server::SERVICE_NAME,
     service::Gateway,
-    telemetry::Metrics,
+    telemetry::{LogLevel, Telemetry},
     upstream::Upstream,
 };
 
 /// How long the last answers may take to leave.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
+/// What is spoken inside TLS.
+const ALPN: &[&str] = &["h2"];
+
 /// Why the gateway did not start.
 #[derive(Debug)]
 pub enum StartError {
     /// An address could not be listened on.
     Listen(String, io::Error),
+    /// The certificates do not hold any more.
+    Tls(Vec<String>),
     /// The HTTP client could not be made.
     Client(reqwest::Error),
     /// The built-in descriptors are broken.
@@ -43,6 +52,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Listen(place, error) => write!(f, "cannot listen on {place}: {error}"),
+            StartError::Tls(problems) => write!(f, "{}", problems.join("; ")),
             StartError::Client(error) => write!(f, "cannot make an HTTP client: {error:?}"),
             StartError::Reflection(error) => write!(f, "cannot serve reflection: {error}"),
         }
@@ -59,12 +69,17 @@ pub struct Running {
     not_ready: CancellationToken,
     stop: Stop,
     flights: Flights,
+    telemetry: Arc<Telemetry>,
     drain_delay: Duration,
     drain_timeout: Duration,
 }
 
 /// Starts the gateway. When this returns, calls are taken.
-pub async fn start(config: Config) -> Result<Running, StartError> {
+pub async fn start(
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    log_level: LogLevel,
+) -> Result<Running, StartError> {
     let cannot_listen = |place: String| move |error| StartError::Listen(place, error);
     let (listener, listen) = Listener::bind(&config.listen)
         .await
@@ -76,36 +91,48 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .local_addr()
         .map_err(cannot_listen(config.admin_listen.to_string()))?;
 
-    let metrics = Arc::new(Metrics::new());
-    let flights = Flights::new(config.max_in_flight, metrics.clone());
-    let upstream = Upstream::new(config.upstream).map_err(StartError::Client)?;
+    let flights = Flights::new(config.max_in_flight, telemetry.clone());
+    let upstream = Upstream::new(config.upstream, telemetry.clone()).map_err(StartError::Client)?;
+    let tls = config
+        .tls
+        .map(|tls| Tls::start(tls, ALPN, telemetry.clone()));
+    let tls = tls.transpose().map_err(StartError::Tls)?;
     let gateway = Gateway {
         credentials: config.credentials,
         creator: Arc::new(Creator::new(
             upstream,
             config.look_up,
             config.request_timeout,
-            metrics.clone(),
+            telemetry.clone(),
         )),
         flights: flights.clone(),
-        metrics: metrics.clone(),
+        telemetry: telemetry.clone(),
     };
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
-    let services = GrpcServices::new(gateway, health.clone()).map_err(StartError::Reflection)?;
+    let not_ready = CancellationToken::new();
+    let services = GrpcServices::new(
+        gateway,
+        health.clone(),
+        config.reflection,
+        not_ready.clone(),
+    )
+    .map_err(StartError::Reflection)?;
 
     let stop = Stop::default();
-    let not_ready = CancellationToken::new();
-    tokio::spawn(admin::serve(admin_listener, metrics, not_ready.clone()));
-    tokio::spawn(listener::accept(
-        listener,
-        services,
-        Limits {
-            connections: config.max_connections,
-            age: config.max_connection_age,
-        },
-        stop.clone(),
-    ));
+    let admin_pages = Admin {
+        telemetry: telemetry.clone(),
+        log_level,
+        draining: not_ready.clone(),
+    };
+    tokio::spawn(admin::serve(admin_listener, admin_pages));
+    let limits = Limits {
+        connections: config.max_connections,
+        age: config.max_connection_age,
+    };
+    let server = Server::new(services, tls, limits, telemetry.clone(), stop.clone());
+    tokio::spawn(server.accept(listener));
+    telemetry.set_ready(true);
     Ok(Running {
         listen,
         admin,
@@ -113,6 +140,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         not_ready,
         stop,
         flights,
+        telemetry,
         drain_delay: config.drain_delay,
         drain_timeout: config.drain_timeout,
     })
@@ -140,6 +168,7 @@ impl Running {
     pub async fn drain(mut self) {
         tracing::info!(calls_in_flight = self.flights.count(), "draining");
         self.not_ready.cancel();
+        self.telemetry.set_ready(false);
         set_health(&self.health, ServingStatus::NotServing).await;
         tokio::time::sleep(self.drain_delay).await;
 

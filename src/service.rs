@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
-use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
@@ -18,7 +17,7 @@ use crate::{
     proto::v1::{CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService},
     recent::ExternalId,
     status::{self, CallNames},
-    telemetry::Metrics,
+    telemetry::{CallRecord, Method, Telemetry},
 };
 
 /// `aep.ingestion.v1.BatchService`.
@@ -31,7 +30,7 @@ pub struct Gateway {
     /// The calls under way.
     pub flights: Flights,
     /// What is counted.
-    pub metrics: Arc<Metrics>,
+    pub telemetry: Arc<Telemetry>,
 }
 
 #[tonic::async_trait]
@@ -40,27 +39,23 @@ impl BatchService for Gateway {
         &self,
         request: Request<CreateBatchRequest>,
     ) -> Result<Response<CreateBatchResponse>, Status> {
-        let arrived = Instant::now();
         let (metadata, extensions, mut message) = request.into_parts();
         let metadata = metadata.as_ref();
-        let commit = extensions.get::<Commit>().cloned().unwrap_or_default();
-        let request_id = credentials::request_id(metadata);
-
-        let call = Arrived {
+        let record = extensions.get::<Arc<CallRecord>>().cloned();
+        let arrived = Arrived {
             metadata,
-            request_id: &request_id,
-            at: arrived,
-            commit,
+            record: record.unwrap_or_else(|| self.record(metadata)),
+            commit: extensions.get().cloned().unwrap_or_default(),
         };
-        let result = self.create(call, &mut message).await;
+        let result = self.create(&arrived, &mut message).await;
 
-        let shown_id = request_id.to_str().unwrap_or_default();
-        self.metrics.create(shown_id, arrived.elapsed(), &result);
+        let record = &arrived.record;
+        record.create_ended(&result);
         match result {
-            Ok(settled) => Ok(answer(settled, request_id)),
+            Ok(settled) => Ok(answer(settled, record.request_id().clone())),
             Err(failure) => {
                 let call = CallNames {
-                    request_id: &request_id,
+                    request_id: record.request_id(),
                     external_id: message.external_id.as_deref(),
                 };
                 Err(status::from_failure(&failure, call))
@@ -72,19 +67,24 @@ impl BatchService for Gateway {
 /// What a call says besides its message.
 struct Arrived<'a> {
     metadata: &'a HeaderMap,
-    request_id: &'a HeaderValue,
-    at: Instant,
+    record: Arc<CallRecord>,
     commit: Commit,
 }
 
 impl Gateway {
+    /// For a call that came another way than through the server.
+    fn record(&self, metadata: &HeaderMap) -> Arc<CallRecord> {
+        let call = self.telemetry.call(Method::CreateBatch, metadata, None);
+        call.record().clone()
+    }
+
     async fn create(
         &self,
-        arrived: Arrived<'_>,
+        arrived: &Arrived<'_>,
         message: &mut CreateBatchRequest,
     ) -> Result<Settled, Failure> {
-        let (metadata, request_id) = (arrived.metadata, arrived.request_id);
-        let deadline = deadline::of_call(metadata, arrived.at)?;
+        let (metadata, record) = (arrived.metadata, &arrived.record);
+        let deadline = deadline::of_call(metadata, record.started())?;
         let mut headers = self.credentials.headers(metadata)?;
         if message.external_id.as_deref().is_none_or(str::is_empty)
             && let Some(key) = credentials::idempotency_key(metadata)?
@@ -94,14 +94,14 @@ impl Gateway {
         let body = mapping::create_batch_json(message).map_err(Failure::Invalid)?;
         let external_id = external_id(message, &headers);
         let caller = credentials::fingerprint(&headers);
-        headers.insert(REQUEST_ID, request_id.clone());
+        headers.insert(REQUEST_ID, record.request_id().clone());
 
         let ticket = Ticket {
-            request_id: request_id.clone(),
+            record: record.clone(),
             purpose: credentials::purpose(caller, &body),
             external_id: external_id.clone(),
             deadline,
-            commit: arrived.commit,
+            commit: arrived.commit.clone(),
         };
         let call = Arc::new(CreateCall {
             headers,
@@ -111,6 +111,7 @@ impl Gateway {
             attempt: Attempt::of_call(metadata),
             caller,
             deadline,
+            record: record.clone(),
         });
         self.flights
             .ride(&ticket, |sending| {

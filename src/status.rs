@@ -49,7 +49,7 @@ pub struct Row {
 
 macro_rules! table {
     ($($reason:ident: $code:ident, $outcome:ident;)*) => {
-        $(const $reason: Row = Row {
+        $(pub(crate) const $reason: Row = Row {
             reason: stringify!($reason),
             code: Code::$code,
             outcome: Outcome::$outcome,
@@ -61,6 +61,7 @@ macro_rules! table {
 
 table! {
     INVALID_REQUEST: InvalidArgument, NotCreated;
+    CLIENT_NOT_ALLOWED: PermissionDenied, NotCreated;
     CREDENTIALS_MISSING: Unauthenticated, NotCreated;
     UNSUPPORTED: Unimplemented, NotCreated;
     MESSAGE_TOO_LARGE: ResourceExhausted, NotCreated;
@@ -245,19 +246,36 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
     build(row, &sentence(failure), details, metadata)
 }
 
-/// The status for a call that the gRPC layer ended before it reached the
-/// service: `code` and `message` are tonic's.
-pub fn from_protocol_error(code: Code, message: &str) -> Status {
-    let row = match code {
+/// The row for a call that the gRPC layer ended before it reached the service,
+/// by tonic's code.
+pub fn protocol_row(code: Code) -> &'static Row {
+    match code {
         Code::Unimplemented => &UNSUPPORTED,
         // Other gRPC libraries say RESOURCE_EXHAUSTED of a message that is too large.
         Code::OutOfRange | Code::ResourceExhausted => &MESSAGE_TOO_LARGE,
         _ => &INVALID_REQUEST,
-    };
+    }
+}
+
+/// The status for such a call, with tonic's message.
+pub fn from_protocol_error(row: &Row, message: &str) -> Status {
     let message = match message {
         "" => "The method is not known",
         message => message.trim_end_matches('.'),
     };
+    refused_before_service(row, message)
+}
+
+/// The status for every call of a client whose certificate is not on the list.
+pub fn client_not_allowed(identity: Option<&str>) -> Status {
+    let message = match identity {
+        Some(name) => format!("The client certificate of {} may not call", cut(name, 256)),
+        None => "The client certificate has no URI and no DNS name".to_owned(),
+    };
+    refused_before_service(&CLIENT_NOT_ALLOWED, &message)
+}
+
+fn refused_before_service(row: &Row, message: &str) -> Status {
     let info = HashMap::from([("outcome".to_owned(), row.outcome.to_string())]);
     let mut details = ErrorDetails::new();
     details.set_error_info(row.reason, DOMAIN, info);
@@ -267,7 +285,7 @@ pub fn from_protocol_error(code: Code, message: &str) -> Status {
 
 /// The status for a call of a service that this server does not have.
 pub fn unknown_service() -> Status {
-    from_protocol_error(Code::Unimplemented, "The service is not known")
+    from_protocol_error(&UNSUPPORTED, "The service is not known")
 }
 
 #[expect(

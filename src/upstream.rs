@@ -8,11 +8,13 @@ pub mod error_body;
 mod handover;
 pub mod quote;
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Certificate, Response, Url, redirect};
+use tokio::time::{Instant, timeout};
+use tower::util::MapFutureLayer;
 
 pub use self::handover::{Handover, Sending};
 use self::quote::Quote;
@@ -20,6 +22,7 @@ use crate::{
     mapping::{self, NoBatch},
     outcome::{ApiError, Failure, NeverSent, Refusal, UnusableAnswer},
     proto::v1::Batch,
+    telemetry::{CallRecord, RestCall, RestRequest, Telemetry},
 };
 
 /// The most that is read of a 2xx answer. A list of numbers grows eleven times
@@ -72,6 +75,8 @@ pub struct UpstreamOptions {
     pub http: HttpVersion,
     /// How long a connection may take to come about, TLS included.
     pub connect_timeout: Duration,
+    /// How long one request may take in all.
+    pub request_timeout: Duration,
     /// Whether the proxies that the environment names are passed by.
     pub direct: bool,
     /// How many unused connections are kept.
@@ -84,11 +89,16 @@ pub struct Upstream {
     client: reqwest::Client,
     batches: Url,
     catalog_batches: Url,
+    /// How long one request may take in all.
+    longest: Duration,
 }
 
 impl Upstream {
     /// A client. Fails where the platform has no certificate authorities.
-    pub fn new(options: UpstreamOptions) -> Result<Self, reqwest::Error> {
+    pub fn new(
+        options: UpstreamOptions,
+        telemetry: Arc<Telemetry>,
+    ) -> Result<Self, reqwest::Error> {
         let mut client = reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .redirect(redirect::Policy::none())
@@ -96,6 +106,9 @@ impl Upstream {
             // With a limit of 0 the client does not even copy the request.
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .connect_timeout(options.connect_timeout)
+            .connector_layer(MapFutureLayer::new(move |connecting| {
+                counted(connecting, telemetry.clone())
+            }))
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(options.idle_connections)
             .http2_keep_alive_interval(Duration::from_secs(20))
@@ -116,6 +129,7 @@ impl Upstream {
             client: client.build()?,
             batches: below(options.import_url, "batches"),
             catalog_batches: below(options.catalog_url, "batches"),
+            longest: options.request_timeout,
         })
     }
 
@@ -128,6 +142,7 @@ impl Upstream {
         mut headers: HeaderMap,
         body: Bytes,
         handover: &Handover,
+        record: &Arc<CallRecord>,
     ) -> Result<Batch, Failure> {
         let quote = Quote::without_secrets_of(&headers);
         let json = HeaderValue::from_static("application/json");
@@ -138,10 +153,21 @@ impl Upstream {
         *request.headers_mut() = headers;
         *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
 
-        match self.client.execute(request).await {
-            Ok(response) => read_answer(response, &quote, mapping::batch_from_json).await,
-            Err(error) => Err(failure_of(&error, handover)),
-        }
+        let mut observed = record.request(RestCall::CREATE, self.batches.host_str());
+        let asked = self.ask(
+            request,
+            &mut observed,
+            &quote,
+            mapping::batch_from_json,
+            handover,
+        );
+        let result = match timeout(self.longest, asked).await {
+            Ok(result) => result,
+            Err(_) if handover.revoke() => Err(Failure::NeverSent(NeverSent::ConnectTimeout)),
+            Err(_) => Err(Failure::TimedOut(self.longest)),
+        };
+        observed.ends(&result);
+        result
     }
 
     /// Catalog's `GET /batches?externalId=…` (Catalog Service API reference,
@@ -150,6 +176,7 @@ impl Upstream {
         &self,
         mut headers: HeaderMap,
         external_id: &str,
+        record: &Arc<CallRecord>,
     ) -> Result<Vec<Batch>, Failure> {
         let quote = Quote::without_secrets_of(&headers);
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
@@ -163,15 +190,21 @@ impl Upstream {
 
         let mut request = reqwest::Request::new(Method::GET, url);
         *request.headers_mut() = headers;
-        let asked = async {
-            match self.client.execute(request).await {
-                Ok(response) => read_answer(response, &quote, mapping::batches_from_json).await,
-                Err(error) => Err(failure_of(&error, &Handover::default())),
-            }
+        let mut observed = record.request(RestCall::LOOK_UP, self.catalog_batches.host_str());
+        let handover = Handover::default();
+        let asked = self.ask(
+            request,
+            &mut observed,
+            &quote,
+            mapping::batches_from_json,
+            &handover,
+        );
+        let result = match timeout(LOOK_UP, asked).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::TimedOut(LOOK_UP)),
         };
-        let mut batches = tokio::time::timeout(LOOK_UP, asked)
-            .await
-            .unwrap_or(Err(Failure::TimedOut(LOOK_UP)))?;
+        observed.ends(&result);
+        let mut batches = result?;
         // Should Catalog ever ignore the filter, it lists other batches.
         batches.retain(|batch| {
             batch
@@ -182,6 +215,34 @@ impl Upstream {
         batches.sort_by_key(|batch| batch.created.map(|t| (t.seconds, t.nanos)));
         Ok(batches)
     }
+
+    async fn ask<T>(
+        &self,
+        mut request: reqwest::Request,
+        observed: &mut RestRequest,
+        quote: &Quote,
+        read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
+        handover: &Handover,
+    ) -> Result<T, Failure> {
+        observed.inject(request.headers_mut());
+        match self.client.execute(request).await {
+            Ok(response) => {
+                observed.answered(response.status());
+                read_answer(response, quote, read).await
+            }
+            Err(error) => Err(failure_of(&error, handover)),
+        }
+    }
+}
+
+async fn counted<T, E>(
+    connecting: impl Future<Output = Result<T, E>>,
+    telemetry: Arc<Telemetry>,
+) -> Result<T, E> {
+    let began = Instant::now();
+    let result = connecting.await;
+    telemetry.upstream_connect(result.is_ok(), began.elapsed());
+    result
 }
 
 fn below(mut base: Url, name: &str) -> Url {

@@ -1,28 +1,38 @@
-//! The admin listener: `/metrics`, `/livez`, `/readyz`, over plain HTTP.
+//! The admin listener: `/metrics`, `/livez`, `/readyz` and `/log-level`, over
+//! plain HTTP.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::Metrics;
+use crate::telemetry::{LogLevel, Telemetry};
 
-/// Serves the admin pages until the process ends. `drain`: no longer ready.
-pub(super) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, drain: CancellationToken) {
+/// What the admin pages show.
+#[derive(Clone)]
+pub(super) struct Admin {
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) log_level: LogLevel,
+    /// The gateway drains, and is no longer ready.
+    pub(super) draining: CancellationToken,
+}
+
+/// Serves the admin pages until the process ends.
+pub(super) async fn serve(listener: TcpListener, admin: Admin) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let (metrics, drain) = (metrics.clone(), drain.clone());
+        let admin = admin.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let page = page(&request, &metrics, drain.is_cancelled());
-            async move { Ok::<_, Infallible>(page) }
+            let admin = admin.clone();
+            async move { Ok::<_, Infallible>(admin.page(request).await) }
         });
         tokio::spawn(async move {
             // A client that goes away is no event here.
@@ -35,26 +45,133 @@ pub(super) async fn serve(listener: TcpListener, metrics: Arc<Metrics>, drain: C
     }
 }
 
-fn page(request: &Request<Incoming>, metrics: &Metrics, draining: bool) -> Response<Full<Bytes>> {
-    const TEXT: &str = "text/plain; charset=utf-8";
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    let (status, kind, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, OPEN_METRICS, metrics.encode()),
-        // Alive means: able to answer this. Never: the API is up.
-        (&Method::GET, "/livez") => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        (&Method::GET, "/readyz") if draining => {
-            let text = "draining\n".to_owned();
-            (StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+type Page = Response<Full<Bytes>>;
+
+impl Admin {
+    async fn page(&self, request: Request<Incoming>) -> Page {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/metrics") => self.metrics(request.headers().get(header::ACCEPT)),
+            // Alive means: able to answer this. Never: the API is up.
+            (&Method::GET, "/livez") => text(StatusCode::OK, "ok"),
+            (&Method::GET, "/readyz") if self.draining.is_cancelled() => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "draining")
+            }
+            (&Method::GET, "/readyz") => text(StatusCode::OK, "ok"),
+            (&Method::GET, "/log-level") => text(StatusCode::OK, &self.log_level.get()),
+            (&Method::PUT, "/log-level") => self.set_log_level(request).await,
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "There are GET /metrics, /livez, /readyz and /log-level, and PUT /log-level.",
+            ),
         }
-        (&Method::GET, "/readyz") => (StatusCode::OK, TEXT, "ok\n".to_owned()),
-        _ => {
-            let text = "There are GET /metrics, /livez and /readyz.\n".to_owned();
-            (StatusCode::NOT_FOUND, TEXT, text)
+    }
+
+    fn metrics(&self, accept: Option<&HeaderValue>) -> Page {
+        let metrics = self.telemetry.encode();
+        let accept = accept.and_then(|accept| accept.to_str().ok());
+        match accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+            true => page(
+                StatusCode::OK,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                metrics,
+            ),
+            false => page(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                without_open_metrics(&metrics),
+            ),
         }
-    };
+    }
+
+    async fn set_log_level(&self, request: Request<Incoming>) -> Page {
+        const LONGEST: usize = 4096;
+        let filter = match Limited::new(request.into_body(), LONGEST).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        let filter = String::from_utf8_lossy(&filter);
+        match self.log_level.set(filter.trim()) {
+            Ok(()) => {
+                tracing::info!(log_level = self.log_level.get(), "log level changed");
+                text(StatusCode::OK, &self.log_level.get())
+            }
+            Err(problem) => text(StatusCode::BAD_REQUEST, &problem),
+        }
+    }
+}
+
+fn text(status: StatusCode, line: &str) -> Page {
+    page(status, "text/plain; charset=utf-8", format!("{line}\n"))
+}
+
+fn page(status: StatusCode, kind: &'static str, text: String) -> Page {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static(kind);
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// The older text format, for who does not ask for OpenMetrics: names in
+/// comments as in the samples, and no exemplars.
+fn without_open_metrics(metrics: &str) -> String {
+    let mut text = String::with_capacity(metrics.len());
+    let mut help = "";
+    for line in metrics.lines() {
+        let words: Vec<&str> = line.splitn(4, ' ').collect();
+        match words[..] {
+            // Its name depends on the type, which follows.
+            ["#", "HELP", _, words] => help = words,
+            ["#", "TYPE", name, kind] => {
+                let (name, kind) = match kind {
+                    "counter" => (format!("{name}_total"), kind),
+                    "info" => (format!("{name}_info"), "gauge"),
+                    _ => (name.to_owned(), kind),
+                };
+                let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+            }
+            ["#", ..] => {}
+            _ => {
+                text.push_str(line.split(" # {").next().unwrap_or_default());
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_has_its_own_names_and_no_exemplars() {
+        let metrics = "\
+# HELP a Some calls.
+# TYPE a counter
+a_total{b=\"c\"} 1
+# HELP s_seconds Time.
+# TYPE s_seconds histogram
+# UNIT s_seconds seconds
+s_seconds_bucket{le=\"0.1\"} 1 # {trace_id=\"x\"} 0.05
+# HELP build The build.
+# TYPE build info
+build_info{version=\"1\"} 1
+# EOF
+";
+        assert_eq!(
+            without_open_metrics(metrics),
+            "\
+# HELP a_total Some calls.
+# TYPE a_total counter
+a_total{b=\"c\"} 1
+# HELP s_seconds Time.
+# TYPE s_seconds histogram
+s_seconds_bucket{le=\"0.1\"} 1
+# HELP build_info The build.
+# TYPE build_info gauge
+build_info{version=\"1\"} 1
+"
+        );
+    }
 }

@@ -13,6 +13,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -21,41 +22,49 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use http_body::Frame;
 use tonic::{Code, Status, body::Body};
 
-use crate::{credentials::REQUEST_ID, outcome::Outcome, status, telemetry::Call};
+use crate::{credentials::REQUEST_ID, outcome::Outcome, status, telemetry::CallRecord};
 
-/// Gives an answer of `BatchService` its form, and says which code it has.
-pub(super) fn shape(response: Response<Body>) -> (Response<Body>, Code) {
-    let (response, code) = tell(response);
+/// Gives an answer of `BatchService` its form.
+pub(super) fn shape(response: Response<Body>, record: &CallRecord) -> Response<Body> {
+    let (response, code) = tell(response, record);
     let outcome = response.headers().get(status::OUTCOME);
     let may_be_repeated = outcome.is_some_and(|o| o == Outcome::NotCreated.as_str());
     match code == Code::Ok || may_be_repeated {
-        true => (response, code),
-        false => (headers_then_trailers(response), code),
+        true => response,
+        false => headers_then_trailers(response),
     }
 }
 
-/// Makes sure that a failure tells its outcome.
-fn tell(response: Response<Body>) -> (Response<Body>, Code) {
-    match error_of(&response) {
+/// Makes sure that a failure tells its outcome, and that the record has the
+/// code.
+fn tell(response: Response<Body>, record: &CallRecord) -> (Response<Body>, Code) {
+    let (response, code) = match error_of(&response) {
         None => (response, Code::Ok),
         Some(status) if response.headers().contains_key(status::OUTCOME) => {
             (response, status.code())
         }
-        Some(status) => refused_by_tonic(response, &status),
-    }
+        Some(status) => refused_by_tonic(response, &status, record),
+    };
+    record.answered(code);
+    (response, code)
 }
 
 /// The service never saw the call: tonic refused its message, encoding or
 /// method.
-fn refused_by_tonic(response: Response<Body>, status: &Status) -> (Response<Body>, Code) {
-    let status = status::from_protocol_error(status.code(), status.message());
-    let code = status.code();
+fn refused_by_tonic(
+    response: Response<Body>,
+    status: &Status,
+    record: &CallRecord,
+) -> (Response<Body>, Code) {
+    let row = status::protocol_row(status.code());
+    record.refused(row);
+    let status = status::from_protocol_error(row, status.message());
     let mut refusal: Response<Body> = status.into_http();
     if let Some(encodings) = response.headers().get("grpc-accept-encoding") {
         let headers = refusal.headers_mut();
         headers.insert("grpc-accept-encoding", encodings.clone());
     }
-    (refusal, code)
+    (refusal, row.code)
 }
 
 /// The error in a Trailers-Only answer.
@@ -78,8 +87,9 @@ fn headers_then_trailers(response: Response<Body>) -> Response<Body> {
 
 /// The beginning of an answer whose end is not known yet: the headers that
 /// make a client stay.
-pub(super) fn begin(request_id: HeaderValue, answering: Answering, call: Call) -> Response<Body> {
-    let mut response = Response::new(Body::new(LateBody::Waiting(answering, Some(call))));
+pub(super) fn begin(answering: Answering, record: Arc<CallRecord>) -> Response<Body> {
+    let request_id = record.request_id().clone();
+    let mut response = Response::new(Body::new(LateBody::Waiting(answering, record)));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
     headers.insert(REQUEST_ID, request_id);
@@ -93,7 +103,7 @@ pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>
 /// trailers follow.
 enum LateBody {
     /// The service has not answered yet; then its answer follows.
-    Waiting(Answering, Option<Call>),
+    Waiting(Answering, Arc<CallRecord>),
     /// The message and trailers of a success, and its outcome.
     Message(Body, Option<HeaderValue>),
     /// Trailers alone: a failure.
@@ -110,12 +120,9 @@ impl http_body::Body for LateBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             match &mut *self {
-                LateBody::Waiting(answering, call) => {
+                LateBody::Waiting(answering, record) => {
                     let response = ready!(answering.as_mut().poll(cx));
-                    let (response, code) = tell(response);
-                    if let Some(call) = call.take() {
-                        call.ends(code);
-                    }
+                    let (response, code) = tell(response, record);
                     let (head, body) = response.into_parts();
                     *self = match code {
                         Code::Ok => {

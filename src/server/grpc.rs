@@ -2,8 +2,9 @@
 
 use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
+use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, codec::CompressionEncoding, server::NamedService};
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -11,18 +12,27 @@ use tonic_health::{
 };
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::answer::{self, Answering};
+use super::{
+    answer::{self, Answering},
+    observed::{Received, Sent},
+};
 use crate::{
+    certificates::Peer,
     flights::Commit,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
     status,
-    telemetry::Metrics,
+    telemetry::{self, CallRecord, Telemetry},
 };
 
 /// The most that a request message may have. Messages that are still arriving
 /// are held in memory, for each stream of each connection.
 const LARGEST_MESSAGE: usize = 256 * 1024;
+
+/// Tells an Envoy that checks health to send no more calls here, before its next
+/// check would.
+const HEALTH_CHECK_FAIL: HeaderName =
+    HeaderName::from_static("x-envoy-immediate-health-check-fail");
 
 type Batches = BatchServiceServer<Gateway>;
 type OtherService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
@@ -33,33 +43,44 @@ pub(super) struct GrpcServices {
     batches: Batches,
     /// Health and reflection, by name.
     others: Arc<[(&'static str, OtherService)]>,
-    metrics: Arc<Metrics>,
+    telemetry: Arc<Telemetry>,
+    draining: CancellationToken,
+    peer: Peer,
 }
 
 impl GrpcServices {
     pub(super) fn new(
         gateway: Gateway,
         health: HealthReporter,
+        with_reflection: bool,
+        draining: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
-        let metrics = gateway.metrics.clone();
+        let telemetry = gateway.telemetry.clone();
         let batches = BatchServiceServer::new(gateway)
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(LARGEST_MESSAGE);
         let health = HealthServer::new(HealthService::from_health_reporter(health));
-        let others = [
-            other(health),
-            other(reflection().build_v1()?),
+        let mut others = vec![other(health)];
+        if with_reflection {
+            others.push(other(reflection().build_v1()?));
             // Older grpcurl and Postman know this version only.
-            other(reflection().build_v1alpha()?),
-        ];
+            others.push(other(reflection().build_v1alpha()?));
+        }
         Ok(GrpcServices {
             batches,
-            others: Arc::new(others),
-            metrics,
+            others: others.into(),
+            telemetry,
+            draining,
+            peer: Peer::of(None, &[]),
         })
     }
 
-    async fn answer(mut self, mut request: Request<Incoming>) -> Response<Body> {
+    /// The services for one connection.
+    pub(super) fn for_peer(self, peer: Peer) -> Self {
+        GrpcServices { peer, ..self }
+    }
+
+    async fn answer(mut self, request: Request<Incoming>) -> Response<Body> {
         if request.method() != Method::POST {
             return refuse(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -68,23 +89,13 @@ impl GrpcServices {
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
-            let call = self.metrics.call(Batches::NAME, known_method(method));
-            let commit = Commit::default();
-            request.extensions_mut().insert(commit.clone());
-            let answering = self.batches.call(request);
-            let mut answering: Answering = Box::pin(async move {
-                let Ok(response) = answering.await;
-                response
-            });
-            return tokio::select! {
-                biased;
-                response = &mut answering => {
-                    let (response, code) = answer::shape(response);
-                    call.ends(code);
-                    response
-                }
-                request_id = commit.committed() => answer::begin(request_id, answering, call),
-            };
+            let (method, client) = (telemetry::Method::of(method), self.peer.identity.clone());
+            let call = self.telemetry.call(method, request.headers(), client);
+            let response = self.answer_batch_call(request, call.record().clone()).await;
+            return response.map(|body| Body::new(Sent { body, call }));
+        }
+        if !self.peer.allowed {
+            return status::client_not_allowed(self.peer.identity.as_deref()).into_http();
         }
         let other = self.others.iter().find(|(name, _)| *name == service);
         match other {
@@ -97,14 +108,52 @@ impl GrpcServices {
     }
 }
 
+impl GrpcServices {
+    async fn answer_batch_call(
+        &mut self,
+        mut request: Request<Incoming>,
+        record: Arc<CallRecord>,
+    ) -> Response<Body> {
+        if !self.peer.allowed {
+            record.refused(&status::CLIENT_NOT_ALLOWED);
+            return status::client_not_allowed(self.peer.identity.as_deref()).into_http();
+        }
+        let commit = Commit::default();
+        request.extensions_mut().insert(record.clone());
+        request.extensions_mut().insert(commit.clone());
+        let request = request.map(|body| Received {
+            body,
+            record: record.clone(),
+        });
+        let answering = self.batches.call(request);
+        let mut answering: Answering = Box::pin(async move {
+            let Ok(response) = answering.await;
+            response
+        });
+        tokio::select! {
+            biased;
+            response = &mut answering => answer::shape(response, &record),
+            () = commit.committed() => answer::begin(answering, record),
+        }
+    }
+}
+
 impl hyper::service::Service<Request<Incoming>> for GrpcServices {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let answer = self.clone().answer(request);
-        Box::pin(async move { Ok(answer.await) })
+        let services = self.clone();
+        Box::pin(async move {
+            let draining = services.draining.clone();
+            let mut response = services.answer(request).await;
+            if draining.is_cancelled() {
+                let headers = response.headers_mut();
+                headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
+            }
+            Ok(response)
+        })
     }
 }
 
@@ -147,12 +196,4 @@ fn split_path(path: &str) -> (&str, &str) {
     path.strip_prefix('/')
         .and_then(|path| path.split_once('/'))
         .unwrap_or_default()
-}
-
-/// The label of a method: callers choose paths, and must not choose labels.
-fn known_method(method: &str) -> &'static str {
-    match method {
-        "CreateBatch" => "CreateBatch",
-        _ => "other",
-    }
 }

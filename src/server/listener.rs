@@ -1,8 +1,9 @@
-//! Connections in: TCP or a Unix socket, each served as HTTP/2 until it ends
-//! or the server drains.
+//! Connections in: TCP or a Unix socket, with or without TLS, each served as
+//! HTTP/2 until it ends or the server drains.
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::fs::FileTypeExt,
     path::Path,
     pin::Pin,
@@ -18,14 +19,15 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::field::display;
 
-use super::grpc::GrpcServices;
-use crate::config::Listen;
+use super::{grpc::GrpcServices, tls::Tls};
+use crate::{certificates::Peer, config::Listen, telemetry::Telemetry};
 
 /// A bound listener.
 pub(super) enum Listener {
@@ -78,7 +80,7 @@ pub(super) struct Limits {
     pub(super) age: Duration,
 }
 
-/// How long a connection may take to begin with HTTP/2.
+/// How long a connection may take to begin with HTTP/2, its TLS included.
 const OPENING: Duration = Duration::from_secs(10);
 
 /// How long the calls of a connection may go on after GOAWAY. No create takes
@@ -88,52 +90,172 @@ const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 
-/// Takes connections until the server drains.
-pub(super) async fn accept(listener: Listener, services: GrpcServices, limits: Limits, stop: Stop) {
-    let http2 = http2_server();
-    let slots = Arc::new(Semaphore::new(limits.connections));
-    loop {
-        let accepted = tokio::select! {
-            () = stop.drain.cancelled() => return,
-            accepted = accept_one(&listener) => accepted,
-        };
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => {
-                // Such as too many open files: trying again at once would only burn time.
-                tracing::warn!(%error, "no connection was accepted");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                continue;
-            }
-        };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            tracing::warn!("a connection was closed: there are as many as there may be");
-            continue;
-        };
-        let age = limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
-        let (http2, services, stop) = (http2.clone(), services.clone(), stop.clone());
-        let connections = stop.connections.clone();
-        connections.spawn(async move {
-            let _slot = slot;
-            match stream {
-                Stream::Tcp(stream) => {
-                    let _ = stream.set_nodelay(true);
-                    serve(http2, stream, services, age, stop).await;
+/// All that a connection needs.
+#[derive(Clone)]
+pub(super) struct Server {
+    http2: http2::Builder<TokioExecutor>,
+    services: GrpcServices,
+    tls: Option<Tls>,
+    limits: Limits,
+    telemetry: Arc<Telemetry>,
+    stop: Stop,
+}
+
+impl Server {
+    pub(super) fn new(
+        services: GrpcServices,
+        tls: Option<Tls>,
+        limits: Limits,
+        telemetry: Arc<Telemetry>,
+        stop: Stop,
+    ) -> Self {
+        telemetry.set_max_connections(limits.connections);
+        Server {
+            http2: http2_server(),
+            services,
+            tls,
+            limits,
+            telemetry,
+            stop,
+        }
+    }
+
+    /// Takes connections until the server drains.
+    pub(super) async fn accept(self, listener: Listener) {
+        let slots = Arc::new(Semaphore::new(self.limits.connections));
+        loop {
+            let accepted = tokio::select! {
+                () = self.stop.drain.cancelled() => return,
+                accepted = accept_one(&listener) => accepted,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    // Such as too many open files: trying again at once would only burn time.
+                    tracing::warn!(%error, "no connection was accepted");
+                    sleep(Duration::from_millis(20)).await;
+                    continue;
                 }
-                Stream::Unix(stream) => serve(http2, stream, services, age, stop).await,
+            };
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                self.telemetry.connection_refused("limit");
+                tracing::warn!("a connection was closed: there are as many as there may be");
+                continue;
+            };
+            let open = self.telemetry.connection();
+            let server = self.clone();
+            self.stop.connections.spawn(async move {
+                let _until_it_ends = (slot, open);
+                match stream {
+                    Stream::Tcp(stream, from) => {
+                        let _ = stream.set_nodelay(true);
+                        server.open(stream, Some(from)).await;
+                    }
+                    Stream::Unix(stream) => server.open(stream, None).await,
+                }
+            });
+        }
+    }
+
+    /// Serves a connection, inside TLS if that is on.
+    async fn open(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        from: Option<SocketAddr>,
+    ) {
+        let opening = Instant::now() + OPENING;
+        let Some(tls) = self.tls.clone() else {
+            return self.serve(stream, Peer::of(None, &[]), opening).await;
+        };
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream) => accepted,
+            () = sleep_until(opening) => return self.telemetry.connection_refused("silent"),
+            // No call can be on it yet.
+            () = self.stop.drain.cancelled() => return,
+        };
+        let from = from.map(display);
+        match accepted {
+            Ok((stream, peer)) => {
+                if !peer.allowed {
+                    self.telemetry.connection_refused("tls");
+                    let identity = peer.identity.as_deref();
+                    tracing::warn!(
+                        from,
+                        identity,
+                        "a client is not among --tls-allowed-clients"
+                    );
+                }
+                self.serve(stream, peer, opening).await;
             }
-        });
+            Err(error) => {
+                self.telemetry.connection_refused("tls");
+                match error.kind() {
+                    // A probe of the port.
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                        tracing::debug!(from, %error, "TLS was not agreed on");
+                    }
+                    _ => tracing::warn!(from, %error, "TLS was not agreed on"),
+                }
+            }
+        }
+    }
+
+    async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+        opening: Instant,
+    ) {
+        let received = Arc::new(AtomicUsize::new(0));
+        let has_begun = || received.load(Ordering::Relaxed) >= PREFACE;
+        let stream = Counted {
+            stream,
+            received: received.clone(),
+        };
+        let services = self.services.for_peer(peer);
+        let connection = self.http2.serve_connection(TokioIo::new(stream), services);
+        tokio::pin!(connection);
+        let silent = async {
+            sleep_until(opening).await;
+            // hyper itself would wait for ever.
+            if has_begun() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let age = self.limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
+        let (drain, kill) = (&self.stop.drain, &self.stop.kill);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = silent => return self.telemetry.connection_refused("silent"),
+            () = kill.cancelled() => return,
+            () = first(drain.cancelled(), sleep(age)) => {
+                if !has_begun() {
+                    return; // hyper would wait for the beginning
+                }
+                connection.as_mut().graceful_shutdown(); // GOAWAY
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = first(kill.cancelled(), sleep(LAST_CALLS)) => return,
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "connection ended");
+        }
     }
 }
 
 enum Stream {
-    Tcp(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
 }
 
 async fn accept_one(listener: &Listener) -> io::Result<Stream> {
     Ok(match listener {
-        Listener::Tcp(listener) => Stream::Tcp(listener.accept().await?.0),
+        Listener::Tcp(listener) => {
+            let (stream, from) = listener.accept().await?;
+            Stream::Tcp(stream, from)
+        }
         Listener::Unix(listener) => Stream::Unix(listener.accept().await?.0),
     })
 }
@@ -150,44 +272,6 @@ fn http2_server() -> http2::Builder<TokioExecutor> {
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
     http2
-}
-
-async fn serve(
-    http2: http2::Builder<TokioExecutor>,
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    services: GrpcServices,
-    age: Duration,
-    stop: Stop,
-) {
-    let received = Arc::new(AtomicUsize::new(0));
-    let stream = Counted {
-        stream,
-        received: received.clone(),
-    };
-    let connection = http2.serve_connection(TokioIo::new(stream), services);
-    tokio::pin!(connection);
-    let silent = async {
-        sleep(OPENING).await;
-        // hyper itself would wait for ever.
-        if received.load(Ordering::Relaxed) >= PREFACE {
-            std::future::pending::<()>().await;
-        }
-    };
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = silent => return,
-        () = stop.kill.cancelled() => return,
-        () = first(stop.drain.cancelled(), sleep(age)) => {
-            connection.as_mut().graceful_shutdown(); // GOAWAY
-            tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = first(stop.kill.cancelled(), sleep(LAST_CALLS)) => return,
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
-    }
 }
 
 async fn first(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {

@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, process::Output};
 
-use aep_batch_gateway::proto::full_descriptor_set;
-use serde_json::Value;
+use aep_batch_gateway::proto::{full_descriptor_set, v1::batch_service_server::SERVICE_NAME};
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::{Gateway, request};
@@ -101,6 +101,20 @@ async fn healthcheck_of_nobody_fails() {
 #[tokio::test]
 async fn descriptor_writes_the_descriptors() {
     assert_eq!(run(&["descriptor"]).await.stdout, full_descriptor_set());
+}
+
+#[tokio::test]
+async fn descriptor_writes_a_service_config_that_retries_what_is_safe() {
+    let written = run(&["descriptor", "--service-config"]).await.stdout;
+    let config: Value = serde_json::from_slice(&written).unwrap();
+    let [method] = &config["methodConfig"].as_array().unwrap()[..] else {
+        panic!("{config}");
+    };
+    let name = json!([{ "service": SERVICE_NAME }]);
+    assert_eq!(method["name"], name);
+    let retries = &method["retryPolicy"];
+    assert_eq!(retries["retryableStatusCodes"], json!(["UNAVAILABLE"]));
+    assert_eq!(retries["maxAttempts"], 3);
 }
 
 #[tokio::test]

@@ -23,6 +23,39 @@ async fn a_deadline_after_sending_is_told_as_such_every_time() {
 }
 
 #[tokio::test]
+async fn what_envoy_will_wait_is_a_deadline_too() {
+    const ENVOY: &str = "x-envoy-expected-rq-timeout-ms";
+    let upstream = simulator().await;
+    let gateway = Gateway::start(&upstream.import_url(), &[]).await;
+    for (metadata, code) in [
+        (&[(ENVOY, "50")][..], Code::DeadlineExceeded),
+        (
+            &[(ENVOY, "50"), ("grpc-timeout", "9S")],
+            Code::DeadlineExceeded,
+        ),
+        (
+            &[(ENVOY, "9000"), ("grpc-timeout", "50m")],
+            Code::DeadlineExceeded,
+        ),
+        (&[(ENVOY, "9000")], Code::Ok),
+        (&[(ENVOY, "0")], Code::Ok),
+        (&[(ENVOY, "soon")], Code::Ok),
+    ] {
+        upstream.meet(Fault::Delay(Duration::from_millis(300)));
+        let answer = gateway.raw(metadata).await;
+        assert_eq!(answer.code(), code, "{metadata:?}");
+        if code != Code::Ok {
+            assert_eq!(answer.reason(), "DEADLINE_AFTER_SENDING");
+            assert!(!answer.trailers_only, "Envoy would retry it");
+        }
+    }
+    let answer = gateway
+        .raw(&[(ENVOY, "9000"), ("grpc-timeout", "soon")])
+        .await;
+    assert_eq!(answer.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
 async fn a_deadline_that_is_over_sends_nothing() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;

@@ -12,6 +12,8 @@ use tonic_health::pb::{
 
 use crate::support::{Gateway, simulator};
 
+const HEALTH_CHECK_FAIL: &str = "x-envoy-immediate-health-check-fail";
+
 #[tokio::test]
 async fn health_flips_and_calls_in_flight_finish() {
     let upstream = simulator().await;
@@ -24,9 +26,12 @@ async fn health_flips_and_calls_in_flight_finish() {
     let first = watch.next().await.unwrap().unwrap();
     assert_eq!(first.status(), ServingStatus::Serving);
 
+    let early = gateway.raw(&[]).await;
+    assert!(!early.headers.contains_key(HEALTH_CHECK_FAIL));
+
     upstream.meet(Fault::Delay(Duration::from_millis(800)));
     let (answer, ()) = tokio::join!(gateway.raw(&[]), async {
-        while upstream.received().is_empty() {
+        while upstream.received().len() < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         gateway.terminate();
@@ -35,7 +40,12 @@ async fn health_flips_and_calls_in_flight_finish() {
         assert_eq!(gateway.page("/readyz").await.0, 503);
         assert_eq!(gateway.page("/livez").await.0, 200);
         // Callers who have not heard yet are served: the delay is theirs.
-        assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
+        let late = gateway.raw(&[]).await;
+        assert_eq!(late.code(), Code::Ok);
+        assert_eq!(late.headers[HEALTH_CHECK_FAIL], "true");
+        let refused = gateway.raw(&[("x-api-key", "")]).await;
+        assert!(refused.trailers_only);
+        assert_eq!(refused.headers[HEALTH_CHECK_FAIL], "true");
     });
     assert_eq!(answer.code(), Code::Ok);
     let (status, log) = gateway.ended().await;

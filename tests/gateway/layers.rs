@@ -17,7 +17,7 @@ fn sources(room: &str) -> String {
 }
 
 /// From the top down; a room uses rooms that stand further right.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 17] = [
     "cli",
     "simulator",
     "server",
@@ -30,6 +30,7 @@ const ROOMS: [&str; 16] = [
     "telemetry",
     "status",
     "attempts",
+    "certificates",
     "mapping",
     "deadline",
     "credentials",

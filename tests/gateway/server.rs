@@ -68,6 +68,20 @@ async fn reflection_in_both_versions() {
     assert!(answer.contains("FileDescriptorResponse"), "{answer}");
 }
 
+#[tokio::test]
+async fn reflection_can_be_off() {
+    let gateway = Gateway::start("http://127.0.0.1:1", &["--reflection=false"]).await;
+    for version in ["v1", "v1alpha"] {
+        let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+        let answer = gateway.raw_call(&path, &[], &[]).await;
+        assert_eq!(answer.code(), Code::Unimplemented);
+    }
+    let health = gateway
+        .raw_call("/grpc.health.v1.Health/Check", &[], &[0; 5])
+        .await;
+    assert_eq!(health.code(), Code::Ok);
+}
+
 #[test]
 fn the_descriptors_are_complete() {
     use prost::Message;

@@ -1,0 +1,412 @@
+//! The metrics, and where they are registered. docs/operations.md explains
+//! each.
+//!
+//! Names follow go-grpc-middleware (`grpc_server_…`), gRFC A66 (message sizes)
+//! and OpenTelemetry's semantic conventions (`http_client_…`). What can be
+//! counted is there from the start, at zero: the first failure of a kind must
+//! not be invisible to `rate()`.
+
+use std::fmt::{self, Write};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{
+        counter::Counter, exemplar::HistogramWithExemplars, family::Family, gauge::Gauge,
+        histogram::Histogram, info::Info,
+    },
+    registry::{Registry, Unit},
+};
+use tonic::Code;
+
+use super::{process::Process, rest::RestCall};
+use crate::{outcome::Outcome, status};
+
+/// Seconds: 1 ms to 30 s, with the default of `--request-timeout`.
+const LATENCY: [f64; 15] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0,
+];
+
+/// Bytes: 64 to 256 Ki, the largest message.
+const SIZE: [f64; 7] = [64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0];
+
+/// The methods that have labels of their own. Callers choose paths, and must
+/// not choose labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// `CreateBatch`.
+    CreateBatch,
+    /// Any that there is not.
+    Other,
+}
+
+impl Method {
+    const ALL: [Method; 2] = [Method::CreateBatch, Method::Other];
+
+    /// The method with this name.
+    pub fn of(name: &str) -> Self {
+        match name {
+            "CreateBatch" => Method::CreateBatch,
+            _ => Method::Other,
+        }
+    }
+
+    /// The name as a label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::CreateBatch => "CreateBatch",
+            Method::Other => "other",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MethodLabels {
+    grpc_type: &'static str,
+    grpc_service: &'static str,
+    grpc_method: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandledLabels {
+    grpc_type: &'static str,
+    grpc_service: &'static str,
+    grpc_method: &'static str,
+    grpc_code: &'static str,
+}
+
+/// One label.
+macro_rules! label {
+    ($type:ident, $name:ident) => {
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        pub(super) struct $type {
+            pub(super) $name: &'static str,
+        }
+    };
+}
+label!(OutcomeLabel, outcome);
+label!(ResultLabel, result);
+label!(ReasonLabel, reason);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CreateLabels {
+    pub(super) outcome: &'static str,
+    pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RestLabels {
+    pub(super) http_request_method: &'static str,
+    pub(super) url_template: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct AnsweredLabels {
+    pub(super) http_request_method: &'static str,
+    pub(super) url_template: &'static str,
+    pub(super) http_response_status_code: Option<u16>,
+    pub(super) error_type: ErrorType,
+}
+
+/// OpenTelemetry's `error.type`: an HTTP status, or a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ErrorType {
+    None,
+    Status(u16),
+    Word(&'static str),
+}
+
+impl fmt::Display for ErrorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ErrorType::None => Ok(()),
+            ErrorType::Status(status) => status.fmt(f),
+            ErrorType::Word(word) => f.write_str(word),
+        }
+    }
+}
+
+impl EncodeLabelValue for ErrorType {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        write!(encoder, "{self}")
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct TraceLabel {
+    pub(super) trace_id: String,
+}
+
+/// The metrics of one gRPC method.
+#[derive(Debug)]
+pub(super) struct MethodMetrics {
+    pub(super) started: Counter,
+    handled: [Counter; 17],
+    pub(super) seconds: HistogramWithExemplars<TraceLabel>,
+    pub(super) received: Histogram,
+    pub(super) sent: Histogram,
+}
+
+impl MethodMetrics {
+    pub(super) fn handled(&self, code: Code) -> &Counter {
+        &self.handled[code as usize]
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Metrics {
+    methods: [MethodMetrics; 2],
+    pub(super) calls_in_flight: Gauge,
+    pub(super) creates_in_flight: Gauge,
+    pub(super) max_creates_in_flight: Gauge,
+    pub(super) creates: Family<CreateLabels, Counter>,
+    pub(super) abandoned: Family<OutcomeLabel, Counter>,
+    pub(super) look_ups: Family<ResultLabel, Counter>,
+    pub(super) retries: Counter,
+    pub(super) request_seconds: Family<AnsweredLabels, Histogram>,
+    pub(super) active_requests: Family<RestLabels, Gauge>,
+    pub(super) connects: Family<ResultLabel, Counter>,
+    pub(super) connect_seconds: Histogram,
+    pub(super) connections: Gauge,
+    pub(super) max_connections: Gauge,
+    pub(super) accepted_connections: Counter,
+    pub(super) refused_connections: Family<ReasonLabel, Counter>,
+    pub(super) ready: Gauge,
+    /// There only with TLS.
+    pub(super) tls_not_after: Family<[(&'static str, &'static str); 0], Gauge>,
+    pub(super) tls_reloads: Family<ResultLabel, Counter>,
+}
+
+impl Metrics {
+    pub(super) fn new(registry: &mut Registry) -> Self {
+        let metrics = Metrics {
+            methods: method_metrics(registry),
+            calls_in_flight: registered(
+                registry,
+                "aep_gateway_calls_in_flight",
+                "Calls that have started and not ended",
+            ),
+            creates_in_flight: registered(
+                registry,
+                "aep_gateway_creates_in_flight",
+                "Creates that have not ended, also those whose caller has left",
+            ),
+            max_creates_in_flight: registered(
+                registry,
+                "aep_gateway_max_creates_in_flight",
+                "How many creates may be in flight (--max-in-flight)",
+            ),
+            creates: registered(
+                registry,
+                "aep_gateway_creates",
+                "Creates that ended, by outcome and reason",
+            ),
+            abandoned: registered(
+                registry,
+                "aep_gateway_abandoned_creates",
+                "Creates that ended after their caller had left",
+            ),
+            look_ups: registered(
+                registry,
+                "aep_gateway_look_ups",
+                "Look-ups by external id, by what came of them",
+            ),
+            retries: registered(
+                registry,
+                "aep_gateway_retries",
+                "Requests to the API that were sent again",
+            ),
+            request_seconds: Family::new_with_constructor(|| Histogram::new(LATENCY)),
+            active_requests: registered(
+                registry,
+                "http_client_active_requests",
+                "Requests to the API that have not been answered",
+            ),
+            connects: registered(
+                registry,
+                "aep_gateway_upstream_connects",
+                "Connections to the API that were opened, or failed to open",
+            ),
+            connect_seconds: Histogram::new(LATENCY),
+            connections: registered(
+                registry,
+                "aep_gateway_connections",
+                "Connections of callers that are open",
+            ),
+            max_connections: registered(
+                registry,
+                "aep_gateway_max_connections",
+                "How many connections of callers may be open (--max-connections)",
+            ),
+            accepted_connections: registered(
+                registry,
+                "aep_gateway_accepted_connections",
+                "Connections of callers that were accepted",
+            ),
+            refused_connections: registered(
+                registry,
+                "aep_gateway_refused_connections",
+                "Connections of callers that were closed before they made a call",
+            ),
+            ready: registered(
+                registry,
+                "aep_gateway_ready",
+                "1 if /readyz says so, 0 while the gateway drains",
+            ),
+            tls_not_after: Family::default(),
+            tls_reloads: registered(
+                registry,
+                "aep_gateway_tls_reloads",
+                "Changed certificates that were taken over, or could not be",
+            ),
+        };
+        registry.register_with_unit(
+            "aep_gateway_tls_certificate_not_after",
+            "When the gateway's certificate ends, since the epoch",
+            Unit::Seconds,
+            metrics.tls_not_after.clone(),
+        );
+        registry.register_with_unit(
+            "http_client_request_duration",
+            "How long requests to the API took",
+            Unit::Seconds,
+            metrics.request_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "aep_gateway_upstream_connect",
+            "How long connections to the API took to come about, TLS included",
+            Unit::Seconds,
+            metrics.connect_seconds.clone(),
+        );
+        registry.register(
+            "aep_gateway_build",
+            "The build that is running",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register_collector(Box::new(Process::default()));
+        metrics.begin_at_zero();
+        metrics
+    }
+
+    /// Makes every combination of labels that is known beforehand.
+    fn begin_at_zero(&self) {
+        for origin in ["CREATED", "FOUND", "RECOVERED"] {
+            self.create(Outcome::Created.as_str(), origin);
+        }
+        for row in status::TABLE {
+            self.create(row.outcome.as_str(), row.reason);
+        }
+        for outcome in [Outcome::Created, Outcome::NotCreated, Outcome::Unknown] {
+            let outcome = outcome.as_str();
+            let _ = self.abandoned.get_or_create(&OutcomeLabel { outcome });
+        }
+        for result in ["found", "nothing", "failed"] {
+            let _ = self.look_ups.get_or_create(&ResultLabel { result });
+        }
+        for result in ["ok", "failed"] {
+            let _ = self.connects.get_or_create(&ResultLabel { result });
+            let _ = self.tls_reloads.get_or_create(&ResultLabel { result });
+        }
+        for reason in ["limit", "silent", "tls"] {
+            let _ = (self.refused_connections).get_or_create(&ReasonLabel { reason });
+        }
+        for call in [RestCall::CREATE, RestCall::LOOK_UP] {
+            let _ = self.active_requests.get_or_create(&call.labels());
+            let answered = call.answered(Some(200), ErrorType::None);
+            let _ = self.request_seconds.get_or_create(&answered);
+        }
+    }
+
+    fn create(&self, outcome: &'static str, reason: &'static str) {
+        let _ = (self.creates).get_or_create(&CreateLabels { outcome, reason });
+    }
+
+    pub(super) fn method(&self, method: Method) -> &MethodMetrics {
+        &self.methods[method as usize]
+    }
+}
+
+fn registered<M>(registry: &mut Registry, name: &str, help: &str) -> M
+where
+    M: prometheus_client::registry::Metric + Clone + Default,
+{
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// All calls are of one service and one type, so that what a call counts needs
+/// no look-up by labels.
+fn method_metrics(registry: &mut Registry) -> [MethodMetrics; 2] {
+    let started: Family<MethodLabels, Counter> =
+        registered(registry, "grpc_server_started", "Calls that were started");
+    let handled: Family<HandledLabels, Counter> =
+        registered(registry, "grpc_server_handled", "Calls that ended, by code");
+    let seconds: Family<MethodLabels, HistogramWithExemplars<TraceLabel>> =
+        Family::new_with_constructor(|| HistogramWithExemplars::new(LATENCY.into_iter()));
+    registry.register_with_unit(
+        "grpc_server_handling",
+        "How long calls took",
+        Unit::Seconds,
+        seconds.clone(),
+    );
+    let mut sizes = |name, help| {
+        let family: Family<MethodLabels, Histogram> =
+            Family::new_with_constructor(|| Histogram::new(SIZE));
+        registry.register_with_unit(name, help, Unit::Bytes, family.clone());
+        family
+    };
+    let received = sizes(
+        "grpc_server_call_rcvd_total_compressed_message_size",
+        "Bytes of messages that a call received, compressed where they were",
+    );
+    let sent = sizes(
+        "grpc_server_call_sent_total_compressed_message_size",
+        "Bytes of messages that a call sent",
+    );
+    Method::ALL.map(|method| {
+        let (grpc_type, grpc_service) = ("unary", "aep.ingestion.v1.BatchService");
+        let grpc_method = method.as_str();
+        let labels = MethodLabels {
+            grpc_type,
+            grpc_service,
+            grpc_method,
+        };
+        MethodMetrics {
+            started: started.get_or_create_owned(&labels),
+            handled: std::array::from_fn(|code| {
+                handled.get_or_create_owned(&HandledLabels {
+                    grpc_type,
+                    grpc_service,
+                    grpc_method,
+                    grpc_code: code_name(Code::from_i32(code as i32)),
+                })
+            }),
+            seconds: seconds.get_or_create_owned(&labels),
+            received: received.get_or_create_owned(&labels),
+            sent: sent.get_or_create_owned(&labels),
+        }
+    })
+}
+
+/// The names that go-grpc-middleware has made common.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
