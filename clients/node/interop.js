@@ -58,7 +58,7 @@ function json(value, name) {
   if (typeof value !== 'object' || value === null) return value;
   if (STRUCTS.includes(name)) return struct(value);
   const milliseconds = Number(value.seconds ?? 0) * 1000 + (value.nanos ?? 0) / 1e6;
-  if (TIMESTAMPS.includes(name)) return new Date(milliseconds).toISOString();
+  if (TIMESTAMPS.includes(name)) return new Date(milliseconds).toISOString().replace('.000Z', 'Z');
   if (name === 'retryDelay') return `${milliseconds / 1000}s`;
   return Object.fromEntries(Object.entries(value).map(([name, value]) => [name, json(value, name)]));
 }
