@@ -1,17 +1,15 @@
 //! TLS where calls are taken: what its PEM files say, and whom the certificate
 //! of a client names.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, ops::Range, path::PathBuf, sync::Arc};
 
 use der::{
     AnyRef, Decode, SliceReader, Tag, Tagged,
     asn1::{GeneralizedTime, UtcTime},
 };
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
 use webpki::EndEntityCert;
 
 /// How TLS is spoken where calls are taken.
@@ -46,8 +44,8 @@ pub struct Pem {
 pub struct Loaded {
     /// How connections are opened with them. Which protocol is spoken inside is left open.
     pub server: ServerConfig,
-    /// When the gateway's certificate ends, in Unix seconds.
-    pub not_after: i64,
+    /// When the gateway's certificate begins and ends, in Unix seconds.
+    pub validity: Range<i64>,
 }
 
 impl TlsFiles {
@@ -102,8 +100,8 @@ impl TlsFiles {
                 path.display()
             )]
         };
-        let not_after =
-            not_after(&chain[0]).map_err(|error| bad("cert", &self.cert, error.to_string()))?;
+        let validity =
+            validity(&chain[0]).map_err(|error| bad("cert", &self.cert, error.to_string()))?;
         let builder = ServerConfig::builder();
         let builder = match roots {
             None => builder.with_no_client_auth(),
@@ -120,7 +118,7 @@ impl TlsFiles {
         // (Early data, which could be replayed, is off by default.)
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        Ok(Loaded { server, not_after })
+        Ok(Loaded { server, validity })
     }
 }
 
@@ -137,8 +135,8 @@ fn authorities(pem: &[u8]) -> Option<RootCertStore> {
     Some(roots)
 }
 
-/// `tbsCertificate.validity.notAfter` (RFC 5280, section 4.1), in Unix seconds.
-fn not_after(certificate: &CertificateDer<'_>) -> der::Result<i64> {
+/// `tbsCertificate.validity` (RFC 5280, section 4.1), in Unix seconds.
+fn validity(certificate: &CertificateDer<'_>) -> der::Result<Range<i64>> {
     let mut certificate = SliceReader::new(AnyRef::from_der(certificate)?.value())?;
     let mut fields = SliceReader::new(AnyRef::decode(&mut certificate)?.value())?;
     // The version, which may be missing, the serial number, the signature's algorithm, the issuer.
@@ -149,13 +147,17 @@ fn not_after(certificate: &CertificateDer<'_>) -> der::Result<i64> {
         AnyRef::decode(&mut fields)?;
     }
     let mut validity = SliceReader::new(AnyRef::decode(&mut fields)?.value())?;
-    AnyRef::decode(&mut validity)?; // notBefore
-    let end = AnyRef::decode(&mut validity)?;
-    let end = match end.tag() {
-        Tag::UtcTime => end.decode_as::<UtcTime>()?.to_unix_duration(),
-        _ => end.decode_as::<GeneralizedTime>()?.to_unix_duration(),
+    let not_before = time(AnyRef::decode(&mut validity)?)?;
+    let not_after = time(AnyRef::decode(&mut validity)?)?;
+    Ok(not_before..not_after)
+}
+
+fn time(value: AnyRef<'_>) -> der::Result<i64> {
+    let since_epoch = match value.tag() {
+        Tag::UtcTime => value.decode_as::<UtcTime>()?.to_unix_duration(),
+        _ => value.decode_as::<GeneralizedTime>()?.to_unix_duration(),
     };
-    Ok(i64::try_from(end.as_secs()).unwrap_or(i64::MAX))
+    Ok(i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// Who is at the other end of a connection.
@@ -197,6 +199,7 @@ mod tests {
 
     fn certificate(names: &[&str], year: i32) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
+        params.not_before = date_time_ymd(2001, 9, 9);
         params.not_after = date_time_ymd(year, 2, 3);
         params.subject_alt_names = names
             .iter()
@@ -210,12 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_certificate() {
+    fn the_begin_and_end_of_a_certificate() {
         // Up to 2049 and after it, certificates have two forms of time.
         for (year, seconds) in [(2031, 1_927_843_200), (2061, 2_874_614_400)] {
-            assert_eq!(not_after(&certificate(&[], year)).unwrap(), seconds);
+            let expected = 999_993_600..seconds;
+            assert_eq!(validity(&certificate(&[], year)).unwrap(), expected);
         }
-        assert!(not_after(&CertificateDer::from_slice(b"0\x03abc")).is_err());
+        assert!(validity(&CertificateDer::from_slice(b"0\x03abc")).is_err());
     }
 
     #[test]

@@ -61,6 +61,20 @@ pub struct Settings {
     #[arg(long, value_name = "NAMES", default_value = "")]
     pub tls_allowed_clients: String,
 
+    /// Whether browsers may call: gRPC-Web over HTTP/1.1 and HTTP/2 (true or false).
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub grpc_web: String,
+
+    /// Origins whose web pages may call, like https://app.example.com, separated by commas.
+    #[arg(long, value_name = "ORIGINS", default_value = "")]
+    pub grpc_web_origins: String,
+
     /// The base URL of the Batch Ingestion API.
     #[arg(
         long,
@@ -212,6 +226,8 @@ pub struct Config {
     pub reflection: bool,
     /// TLS where gRPC calls are taken.
     pub tls: Option<TlsOptions>,
+    /// The origins whose web pages may call, if gRPC-Web is on.
+    pub grpc_web: Option<Vec<HeaderValue>>,
     /// How the API is reached.
     pub upstream: UpstreamOptions,
     /// When external ids are looked up.
@@ -309,6 +325,7 @@ impl Settings {
         });
         let reflection = check.read("reflection", &self.reflection, boolean);
         let tls = self.tls(&mut check);
+        let grpc_web = self.grpc_web(&mut check);
         let import_url = check.read("upstream-url", &self.upstream_url, base_url);
         let catalog_url = check.read("catalog-url", &self.catalog_url, base_url);
         let extra_ca = match &self.upstream_ca_file {
@@ -347,6 +364,7 @@ impl Settings {
                 admin_listen: admin_listen?,
                 reflection: reflection?,
                 tls,
+                grpc_web,
                 upstream: UpstreamOptions {
                     import_url: import_url?,
                     catalog_url: catalog_url?,
@@ -375,9 +393,13 @@ impl Settings {
 
     fn tls(&self, check: &mut Check) -> Option<TlsOptions> {
         let client_ca = self.tls_client_ca_file.as_deref();
-        let allowed = names(&self.tls_allowed_clients)
+        let allowed = list(&self.tls_allowed_clients)
             .filter_map(|name| check.read("tls-allowed-clients", name, client_name))
             .collect();
+        if !self.tls_allowed_clients.is_empty() && names(&self.tls_allowed_clients).count() == 0 {
+            let nobody = "--tls-allowed-clients names nobody".to_owned();
+            check.problems.push(nobody); // an empty list would let all in
+        }
         if client_ca.is_none() && !self.tls_allowed_clients.is_empty() {
             check.problems.push(
                 "--tls-allowed-clients needs --tls-client-ca-file: without it no client shows a \
@@ -406,6 +428,18 @@ impl Settings {
             check.problems.extend(problems);
         }
         Some(TlsOptions { files, allowed })
+    }
+
+    fn grpc_web(&self, check: &mut Check) -> Option<Vec<HeaderValue>> {
+        let on = check.read("grpc-web", &self.grpc_web, boolean);
+        let origins: Vec<_> = list(&self.grpc_web_origins)
+            .filter_map(|text| check.read("grpc-web-origins", text, origin))
+            .collect();
+        if on == Some(false) && !origins.is_empty() {
+            let problem = "--grpc-web-origins has no use without --grpc-web";
+            check.problems.push(problem.to_owned());
+        }
+        on.filter(|on| *on).map(|_| origins)
     }
 
     fn credentials(&self, check: &mut Check, allow_list: bool) -> Credentials {
@@ -444,25 +478,35 @@ impl Settings {
                     .to_owned(),
             );
         }
-        credentials.forward = names(&self.forward_metadata)
+        credentials.forward = list(&self.forward_metadata)
             .filter_map(|name| check.read("forward-metadata", name, forwardable))
             .collect();
         credentials
     }
 }
 
-/// The parts of a list with commas.
-fn names(list: &str) -> impl Iterator<Item = &str> {
-    list.split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-}
-
 /// Refuses what no certificate can hold, and wildcards, which would not be one.
 fn client_name(name: &str) -> Result<String, String> {
-    match name.contains("://") || DnsName::try_from(name).is_ok() {
+    match name.contains(':') || DnsName::try_from(name).is_ok() {
         true => Ok(name.to_owned()),
         false => Err(format!("has {name:?}: neither a URI nor a DNS name")),
+    }
+}
+
+fn list(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(',').map(str::trim);
+    words.filter(|word| !word.is_empty())
+}
+
+/// An origin as browsers write it. No `*`: any page could then call with what
+/// the gateway's defaults may do.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let bad = || format!("has {text:?}: not an origin like https://app.example.com");
+    let url = Url::parse(text).map_err(|_| bad())?;
+    let canonical = url.origin().ascii_serialization();
+    match HeaderValue::from_str(text) {
+        Ok(value) if canonical == text && matches!(url.scheme(), "http" | "https") => Ok(value),
+        _ => Err(bad()),
     }
 }
 
@@ -576,6 +620,8 @@ mod tests {
             "--listen=nowhere",
             "--admin-listen=9464",
             "--reflection=2",
+            "--grpc-web=2",
+            "--grpc-web-origins=https://ok.example,*",
             "--upstream-url=ftp://host",
             "--catalog-url=https://user:hunter2@host",
             "--upstream-ca-file=/nowhere",
@@ -605,6 +651,8 @@ mod tests {
                 "--listen",
                 "--admin-listen",
                 "--reflection",
+                "--grpc-web",
+                "--grpc-web-origins",
                 "--upstream-url",
                 "--catalog-url",
                 "--upstream-ca-file",
@@ -624,6 +672,66 @@ mod tests {
         );
         assert!(!problems.join("\n").contains("sec ret"));
         assert!(!problems.join("\n").contains("hunter2"));
+    }
+
+    #[test]
+    fn tls_problems_are_told_at_once() {
+        let told = |flags: &[&str]| check(flags).expect_err("problems").join("\n");
+        assert_eq!(
+            told(&["--tls-cert-file=x", "--tls-allowed-clients=a"]),
+            "--tls-allowed-clients needs --tls-client-ca-file: without it no client shows a \
+             certificate\n--tls-cert-file needs --tls-key-file"
+        );
+        let needs = "--tls-key-file needs --tls-cert-file";
+        assert_eq!(told(&["--tls-key-file=x"]), needs);
+        assert!(told(&["--tls-allowed-clients=,"]).contains("names nobody"));
+        let needs = "--tls-client-ca-file needs --tls-cert-file";
+        assert_eq!(told(&["--tls-client-ca-file=x"]), needs);
+        let all = told(&[
+            "--tls-cert-file=/nowhere/c",
+            "--tls-key-file=/nowhere/k",
+            "--tls-client-ca-file=/nowhere/a",
+            "--tls-allowed-clients=*.example,CN=x,ok.example,spiffe://ok,urn:uuid:1",
+        ]);
+        let flags: Vec<_> = all
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert_eq!(
+            flags,
+            [
+                "--tls-allowed-clients",
+                "--tls-allowed-clients",
+                "--tls-cert-file",
+                "--tls-key-file",
+                "--tls-client-ca-file",
+            ]
+        );
+    }
+
+    #[test]
+    fn origins_are_written_as_browsers_write_them() {
+        for (origins, good) in [
+            ("https://app.example.com", true),
+            ("http://localhost:3000,https://app.example.com:8443", true),
+            ("http://[::1]:3000", true),
+            ("*", false),
+            ("null", false),
+            ("app.example.com", false),
+            ("https://app.example.com/", false),
+            ("https://app.example.com/page", false),
+            ("https://app.example.com:443", false),
+            ("https://App.example.com", false),
+            ("https://user@app.example.com", false),
+            ("file:///page", false),
+        ] {
+            let origins = format!("--grpc-web-origins={origins}");
+            let checked = check(&["--grpc-web", &origins]);
+            assert_eq!(checked.is_ok(), good, "{origins}");
+        }
+        let config = check(&["--grpc-web"]).expect("no origin");
+        assert_eq!(config.grpc_web, Some(Vec::new()));
+        assert!(check(&["--grpc-web-origins=https://app.example.com"]).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod grpc;
 mod listener;
 mod observed;
 mod tls;
+mod web;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,8 +17,9 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::{
     admin::Admin,
     grpc::GrpcServices,
-    listener::{Limits, Listener, Server, Stop},
+    listener::{Limits, Listener, Server, Speaks, Stop},
     tls::Tls,
+    web::Web,
 };
 use crate::{
     config::{Config, Listen},
@@ -31,9 +33,6 @@ use crate::{
 
 /// How long the last answers may take to leave.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
-
-/// What is spoken inside TLS.
-const ALPN: &[&str] = &["h2"];
 
 /// Why the gateway did not start.
 #[derive(Debug)]
@@ -93,9 +92,17 @@ pub async fn start(
 
     let flights = Flights::new(config.max_in_flight, telemetry.clone());
     let upstream = Upstream::new(config.upstream, telemetry.clone()).map_err(StartError::Client)?;
+    let web = config.grpc_web.map(|origins| Web {
+        origins,
+        metadata: config.credentials.forward.clone(),
+    });
+    let speaks = match web {
+        Some(_) => Speaks::Http2AndHttp1,
+        None => Speaks::Http2,
+    };
     let tls = config
         .tls
-        .map(|tls| Tls::start(tls, ALPN, telemetry.clone()));
+        .map(|tls| Tls::start(tls, speaks.alpn(), telemetry.clone()));
     let tls = tls.transpose().map_err(StartError::Tls)?;
     let gateway = Gateway {
         credentials: config.credentials,
@@ -115,6 +122,7 @@ pub async fn start(
         gateway,
         health.clone(),
         config.reflection,
+        web,
         not_ready.clone(),
     )
     .map_err(StartError::Reflection)?;
@@ -130,7 +138,14 @@ pub async fn start(
         connections: config.max_connections,
         age: config.max_connection_age,
     };
-    let server = Server::new(services, tls, limits, telemetry.clone(), stop.clone());
+    let server = Server::new(
+        services,
+        speaks,
+        tls,
+        limits,
+        telemetry.clone(),
+        stop.clone(),
+    );
     tokio::spawn(server.accept(listener));
     telemetry.set_ready(true);
     Ok(Running {

@@ -269,8 +269,11 @@ pub fn from_protocol_error(row: &Row, message: &str) -> Status {
 /// The status for every call of a client whose certificate is not on the list.
 pub fn client_not_allowed(identity: Option<&str>) -> Status {
     let message = match identity {
-        Some(name) => format!("The client certificate of {} may not call", cut(name, 256)),
-        None => "The client certificate has no URI and no DNS name".to_owned(),
+        Some(name) => format!(
+            "The client certificate names {}, which is not among --tls-allowed-clients",
+            cut(name, 256)
+        ),
+        None => "The client certificate names no URI and no host".to_owned(),
     };
     refused_before_service(&CLIENT_NOT_ALLOWED, &message)
 }

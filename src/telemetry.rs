@@ -10,7 +10,7 @@ mod process;
 mod rest;
 mod trace;
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{fmt::Write, ops::Range, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use opentelemetry_sdk::trace::SdkTracer;
@@ -130,10 +130,14 @@ impl Telemetry {
         refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// When the certificate in force ends, in Unix seconds.
-    pub fn tls_not_after(&self, unix_seconds: i64) {
-        let not_after = &self.metrics.tls_not_after;
-        not_after.get_or_create(&[]).set(unix_seconds);
+    /// From when to when the certificate in force holds, in Unix seconds.
+    pub fn tls_validity(&self, validity: &Range<i64>) {
+        let metrics = &self.metrics;
+        metrics
+            .tls_not_before
+            .get_or_create(&[])
+            .set(validity.start);
+        metrics.tls_not_after.get_or_create(&[]).set(validity.end);
     }
 
     /// Counts an attempt to use changed certificates.

@@ -120,7 +120,7 @@ in_image=(env --ignore-environment PATH="$PATH" unshare --mount --pid --fork sh 
   while [ "${1#*=}" != "$1" ]; do export "$1"; shift; done
   exec chroot --userspec=65532:65532 --groups= "$root" /aep-batch-gateway "$@"
 ' sh "$root")
-# Starts a command and sets $listen and $admin. The image's addresses, but free ports.
+# Starts a command and sets $admin. The image's addresses, but free ports.
 start() { # command
   step "Running $1"
   : > "$work/stdout" # because wait_for may be sooner than the program
@@ -129,7 +129,6 @@ start() { # command
   running=$!
   wait_for '"listen":'
   head -n 1 "$work/stdout"
-  listen=$(sed -n 's/.*"listen":"\([^"]*\)".*/\1/p' "$work/stdout")
   admin=$(sed -n 's/.*"admin":"\([^"]*\)".*/\1/p' "$work/stdout")
 }
 wait_for() { # pattern on standard output
@@ -162,12 +161,12 @@ stop() {
 start demo
 wait_for BATCH_STATUS_LOADING
 grep -m 1 BATCH_STATUS_LOADING "$work/stdout"
-health=$("${in_image[@]}" AEP_GATEWAY_LISTEN="$listen" healthcheck 2>&1) || fail "healthcheck: $health"
-is healthcheck "$health" SERVING
+health=$("${in_image[@]}" AEP_GATEWAY_ADMIN_LISTEN="$admin" healthcheck 2>&1) || fail "healthcheck: $health"
+is healthcheck "$health" ok
 is /readyz "$(curl --silent --max-time 5 --noproxy '*' --output /dev/null --write-out '%{http_code}' \
   "http://127.0.0.1:${admin##*:}/readyz")" 200
 stop
-! "${in_image[@]}" AEP_GATEWAY_LISTEN="$listen" healthcheck 2> "$work/stderr" \
+! "${in_image[@]}" AEP_GATEWAY_ADMIN_LISTEN="$admin" healthcheck 2> "$work/stderr" \
   || fail "healthcheck succeeds though nothing runs"
 echo "healthcheck of the stopped gateway: $(cat "$work/stderr")"
 

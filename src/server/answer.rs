@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use tonic::{Code, Status, body::Body};
 
@@ -33,6 +33,22 @@ pub(super) fn shape(response: Response<Body>, record: &CallRecord) -> Response<B
         true => response,
         false => headers_then_trailers(response),
     }
+}
+
+/// Gives a Trailers-Only answer trailers of its own, where these are a part of
+/// the body.
+pub(super) fn with_trailers(response: Response<Body>) -> Response<Body> {
+    match response.headers().contains_key(Status::GRPC_STATUS) {
+        true => headers_then_trailers(response),
+        false => response,
+    }
+}
+
+/// An answer that is no gRPC: HTTP itself tells all.
+pub(super) fn refuse(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
 }
 
 /// Makes sure that a failure tells its outcome, and that the record has the

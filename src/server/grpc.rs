@@ -1,4 +1,4 @@
-//! One HTTP/2 request → the gRPC service that it is for.
+//! One request → the gRPC service that it is for.
 
 use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
 
@@ -15,6 +15,7 @@ use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 use super::{
     answer::{self, Answering},
     observed::{Received, Sent},
+    web::Web,
 };
 use crate::{
     certificates::Peer,
@@ -35,7 +36,7 @@ const HEALTH_CHECK_FAIL: HeaderName =
     HeaderName::from_static("x-envoy-immediate-health-check-fail");
 
 type Batches = BatchServiceServer<Gateway>;
-type OtherService = BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>;
+type OtherService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// The gRPC services of this server.
 #[derive(Clone)]
@@ -44,6 +45,7 @@ pub(super) struct GrpcServices {
     /// Health and reflection, by name.
     others: Arc<[(&'static str, OtherService)]>,
     telemetry: Arc<Telemetry>,
+    web: Option<Arc<Web>>,
     draining: CancellationToken,
     peer: Peer,
 }
@@ -53,6 +55,7 @@ impl GrpcServices {
         gateway: Gateway,
         health: HealthReporter,
         with_reflection: bool,
+        web: Option<Web>,
         draining: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let telemetry = gateway.telemetry.clone();
@@ -70,6 +73,7 @@ impl GrpcServices {
             batches,
             others: others.into(),
             telemetry,
+            web: web.map(Arc::new),
             draining,
             peer: Peer::of(None, &[]),
         })
@@ -80,12 +84,12 @@ impl GrpcServices {
         GrpcServices { peer, ..self }
     }
 
-    async fn answer(mut self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(mut self, request: Request<Body>) -> Response<Body> {
         if request.method() != Method::POST {
-            return refuse(StatusCode::METHOD_NOT_ALLOWED);
+            return answer::refuse(StatusCode::METHOD_NOT_ALLOWED);
         }
         if !is_grpc(&request) {
-            return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+            return answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
@@ -106,12 +110,10 @@ impl GrpcServices {
             None => status::unknown_service().into_http(),
         }
     }
-}
 
-impl GrpcServices {
     async fn answer_batch_call(
         &mut self,
-        mut request: Request<Incoming>,
+        mut request: Request<Body>,
         record: Arc<CallRecord>,
     ) -> Response<Body> {
         if !self.peer.allowed {
@@ -146,9 +148,15 @@ impl hyper::service::Service<Request<Incoming>> for GrpcServices {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let services = self.clone();
         Box::pin(async move {
-            let draining = services.draining.clone();
-            let mut response = services.answer(request).await;
-            if draining.is_cancelled() {
+            let request = request.map(Body::new);
+            let mut response = match &services.web {
+                Some(web) => {
+                    web.answer(request, |call| services.clone().answer(call))
+                        .await
+                }
+                None => services.clone().answer(request).await,
+            };
+            if services.draining.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
@@ -167,7 +175,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 
 fn other<S>(service: S) -> (&'static str, OtherService)
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
         + NamedService
         + Clone
         + Send
@@ -179,16 +187,10 @@ where
 }
 
 /// tonic itself takes any content type, which would let a web page make calls.
-fn is_grpc(request: &Request<Incoming>) -> bool {
+fn is_grpc(request: &Request<Body>) -> bool {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let kind = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
     matches!(kind, Some([] | [b'+' | b';', ..]))
-}
-
-fn refuse(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    response
 }
 
 /// `/package.Service/Method` → service and method.

@@ -1,5 +1,5 @@
 //! Connections in: TCP or a Unix socket, with or without TLS, each served as
-//! HTTP/2 until it ends or the server drains.
+//! HTTP/2 (or HTTP/1.1, for gRPC-Web) until it ends or the server drains.
 
 use std::{
     fs, io,
@@ -15,8 +15,10 @@ use std::{
     time::Duration,
 };
 
-use hyper::server::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -80,7 +82,8 @@ pub(super) struct Limits {
     pub(super) age: Duration,
 }
 
-/// How long a connection may take to begin with HTTP/2, its TLS included.
+/// How long a connection may take to begin with HTTP/2, its TLS included, or to
+/// send the head of an HTTP/1.1 request.
 const OPENING: Duration = Duration::from_secs(10);
 
 /// How long the calls of a connection may go on after GOAWAY. No create takes
@@ -90,10 +93,29 @@ const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 
+/// Which HTTP versions are spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// All that gRPC needs.
+    Http2,
+    /// HTTP/1.1 too, for gRPC-Web.
+    Http2AndHttp1,
+}
+
+impl Speaks {
+    /// Their names in TLS (RFC 7301).
+    pub(super) fn alpn(self) -> &'static [&'static str] {
+        match self {
+            Speaks::Http2 => &["h2"],
+            Speaks::Http2AndHttp1 => &["h2", "http/1.1"],
+        }
+    }
+}
+
 /// All that a connection needs.
 #[derive(Clone)]
 pub(super) struct Server {
-    http2: http2::Builder<TokioExecutor>,
+    http: auto::Builder<TokioExecutor>,
     services: GrpcServices,
     tls: Option<Tls>,
     limits: Limits,
@@ -104,6 +126,7 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(
         services: GrpcServices,
+        speaks: Speaks,
         tls: Option<Tls>,
         limits: Limits,
         telemetry: Arc<Telemetry>,
@@ -111,7 +134,7 @@ impl Server {
     ) -> Self {
         telemetry.set_max_connections(limits.connections);
         Server {
-            http2: http2_server(),
+            http: http_server(speaks),
             services,
             tls,
             limits,
@@ -187,16 +210,16 @@ impl Server {
                 }
                 self.serve(stream, peer, opening).await;
             }
-            Err(error) => {
-                self.telemetry.connection_refused("tls");
-                match error.kind() {
-                    // A probe of the port.
-                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                        tracing::debug!(from, %error, "TLS was not agreed on");
-                    }
-                    _ => tracing::warn!(from, %error, "TLS was not agreed on"),
+            Err(error) => match error.kind() {
+                // A probe of the port.
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                    self.telemetry.connection_refused("silent");
                 }
-            }
+                _ => {
+                    self.telemetry.connection_refused("tls");
+                    tracing::warn!(from, %error, "TLS was not agreed on");
+                }
+            },
         }
     }
 
@@ -213,7 +236,7 @@ impl Server {
             received: received.clone(),
         };
         let services = self.services.for_peer(peer);
-        let connection = self.http2.serve_connection(TokioIo::new(stream), services);
+        let connection = self.http.serve_connection(TokioIo::new(stream), services);
         tokio::pin!(connection);
         let silent = async {
             sleep_until(opening).await;
@@ -260,9 +283,9 @@ async fn accept_one(listener: &Listener) -> io::Result<Stream> {
     })
 }
 
-fn http2_server() -> http2::Builder<TokioExecutor> {
-    let mut http2 = http2::Builder::new(TokioExecutor::new());
-    http2
+fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
         // 16 KiB of metadata, and what HTTP/2 counts for each name (RFC 9113, section 6.5.2).
@@ -271,7 +294,17 @@ fn http2_server() -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(4 * 1024 * 1024)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10));
-    http2
+    http.http1()
+        .timer(TokioTimer::new())
+        .max_buf_size(32 * 1024)
+        .header_read_timeout(OPENING)
+        // One call each: browsers send a POST again by themselves when a connection breaks that
+        // has served them before.
+        .keep_alive(false);
+    match speaks {
+        Speaks::Http2 => http.http2_only(),
+        Speaks::Http2AndHttp1 => http,
+    }
 }
 
 async fn first(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
@@ -328,5 +361,40 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, pin::pin};
+
+    use http::Response;
+    use hyper::service::service_fn;
+    use tokio::time::timeout;
+    use tonic::body::Body;
+
+    use super::*;
+
+    /// The clock of this test jumps whenever nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_peer_is_let_go() {
+        let (peer, stream) = tokio::io::duplex(1024 * 1024);
+        let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::empty())));
+        let http = http_server(Speaks::Http2);
+        let served = http.serve_connection(TokioIo::new(stream), service);
+        let mut served = tokio::spawn(served.into_owned());
+        let (_client, connection) = h2::client::handshake(peer).await.unwrap();
+        let mut connection = pin!(connection);
+
+        let while_it_answers = tokio::select! {
+            ended = timeout(Duration::from_secs(300), connection.as_mut()) => ended.is_ok(),
+            _ = &mut served => true,
+        };
+        assert!(!while_it_answers, "a peer that answers pings may be idle");
+        let begin = Instant::now();
+        let error = served.await.unwrap().unwrap_err();
+        let error = error.downcast_ref::<hyper::Error>().unwrap();
+        assert!(error.is_timeout(), "{error}");
+        assert!(begin.elapsed() <= Duration::from_secs(40));
     }
 }

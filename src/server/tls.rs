@@ -4,10 +4,10 @@ use std::{io, sync::Arc, time::Duration};
 
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -19,6 +19,9 @@ use crate::{
 /// How often the files are read. Kubernetes replaces them by swapping symbolic
 /// links of folders, so what they hold is compared: nothing else is certain.
 const POLL: Duration = Duration::from_secs(10);
+
+/// How long a client whose handshake failed may take to hear why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Opens TLS connections with the certificates in force.
 #[derive(Clone)]
@@ -38,7 +41,7 @@ impl Tls {
         let pem = files.read()?;
         let loaded = files.parse(&pem)?;
         let hangup = signal(SignalKind::hangup()).map_err(|error| vec![error.to_string()])?;
-        telemetry.tls_not_after(loaded.not_after);
+        telemetry.tls_validity(&loaded.validity);
         let (sender, in_force) = watch::channel(server(loaded, alpn));
         let reload = Reload {
             files,
@@ -57,11 +60,27 @@ impl Tls {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let server = self.in_force.borrow().clone();
-        let stream = TlsAcceptor::from(server).accept(stream).await?;
+        let accepted = TlsAcceptor::from(server).accept(stream).into_fallible();
+        let stream = match accepted.await {
+            Ok(stream) => stream,
+            Err((error, stream)) => {
+                let _ = timeout(LAST_WORDS, close(stream)).await;
+                return Err(error);
+            }
+        };
         let shown = stream.get_ref().1.peer_certificates();
         let peer = Peer::of(shown.and_then(<[_]>::first), &self.allowed);
         Ok((stream, peer))
     }
+}
+
+/// Closes so that the alert, which says why, arrives: what is left unread
+/// would reset the connection.
+async fn close(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut unread = stream.take(64 * 1024);
+    tokio::io::copy(&mut unread, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 fn server(loaded: Loaded, alpn: &[&str]) -> Arc<ServerConfig> {
@@ -99,8 +118,8 @@ impl Reload {
             self.telemetry.tls_reload(parsed.is_ok());
             match parsed {
                 Ok((loaded, pem)) => {
-                    let not_after = loaded.not_after;
-                    self.telemetry.tls_not_after(not_after);
+                    let not_after = loaded.validity.end;
+                    self.telemetry.tls_validity(&loaded.validity);
                     self.in_force.send_replace(server(loaded, self.alpn));
                     self.pem = pem;
                     tracing::info!(not_after, "TLS certificates reloaded");

@@ -171,7 +171,8 @@ pub(super) struct Metrics {
     pub(super) accepted_connections: Counter,
     pub(super) refused_connections: Family<ReasonLabel, Counter>,
     pub(super) ready: Gauge,
-    /// There only with TLS.
+    /// There only with TLS, and so is the next.
+    pub(super) tls_not_before: Family<[(&'static str, &'static str); 0], Gauge>,
     pub(super) tls_not_after: Family<[(&'static str, &'static str); 0], Gauge>,
     pub(super) tls_reloads: Family<ResultLabel, Counter>,
 }
@@ -252,6 +253,7 @@ impl Metrics {
                 "aep_gateway_ready",
                 "1 if /readyz says so, 0 while the gateway drains",
             ),
+            tls_not_before: Family::default(),
             tls_not_after: Family::default(),
             tls_reloads: registered(
                 registry,
@@ -259,6 +261,12 @@ impl Metrics {
                 "Changed certificates that were taken over, or could not be",
             ),
         };
+        registry.register_with_unit(
+            "aep_gateway_tls_certificate_not_before",
+            "When the gateway's certificate begins, since the epoch",
+            Unit::Seconds,
+            metrics.tls_not_before.clone(),
+        );
         registry.register_with_unit(
             "aep_gateway_tls_certificate_not_after",
             "When the gateway's certificate ends, since the epoch",

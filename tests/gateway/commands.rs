@@ -47,8 +47,9 @@ async fn demo_makes_a_call_and_goes_on() {
         "{listen} aep.ingestion.v1.BatchService/CreateBatch"
     )));
 
-    let health = run(&["healthcheck", "--address", listen]).await;
-    assert_eq!(text(&health.stdout), "SERVING\n");
+    let admin = first["admin"].as_str().unwrap();
+    let health = run(&["healthcheck", "--address", admin]).await;
+    assert_eq!(text(&health.stdout), "ok\n");
     assert!(health.status.success());
 }
 

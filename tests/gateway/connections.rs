@@ -4,10 +4,16 @@ use std::time::{Duration, Instant};
 
 use aep_batch_gateway::simulator::Fault;
 use bytes::Bytes;
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::Code;
 
-use crate::support::{CREDENTIALS, Gateway, frame, request, simulator};
+use crate::support::{
+    Authority, CREATE, CREDENTIALS, Client, Gateway, TlsFolder, frame, request, simulator,
+};
 
 #[tokio::test]
 async fn an_old_connection_is_told_to_go_away_and_its_calls_finish() {
@@ -20,8 +26,7 @@ async fn an_old_connection_is_told_to_go_away_and_its_calls_finish() {
     let connection = tokio::spawn(connection);
 
     upstream.meet(Fault::Delay(Duration::from_millis(1000)));
-    let path = "/aep.ingestion.v1.BatchService/CreateBatch";
-    let mut head = http::Request::post(format!("http://{}{path}", gateway.listen))
+    let mut head = http::Request::post(format!("http://{}{CREATE}", gateway.listen))
         .header("content-type", "application/grpc")
         .header("te", "trailers");
     for (name, value) in CREDENTIALS {
@@ -58,22 +63,109 @@ async fn more_connections_than_there_may_be_are_closed_at_once() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_closed() {
+async fn a_connection_that_does_not_begin_in_time_is_closed() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
+    let ca = Authority::new("ca");
+    let folder = TlsFolder::new("slow", &ca.issue(&["localhost"]), &ca);
+    let flags = folder.mtls();
+    let tls_gateway = Gateway::before(&upstream, &flags.each_ref().map(String::as_str)).await;
+
     let mut silent = TcpStream::connect(&gateway.listen).await.unwrap();
-    let mut idle = {
-        let stream = TcpStream::connect(&gateway.listen).await.unwrap();
-        let (client, connection) = h2::client::handshake(stream).await.unwrap();
-        tokio::spawn(connection);
-        client
-    };
-    let mut greeting = Vec::new();
-    let read = timeout(Duration::from_secs(15), silent.read_to_end(&mut greeting)).await;
-    read.expect("closed within 10 s").unwrap();
-    idle = idle
-        .ready()
+    let mut idle = Client::over(TcpStream::connect(&gateway.listen).await.unwrap())
         .await
-        .expect("one that speaks HTTP/2 may be idle");
-    drop(idle);
+        .unwrap();
+    // The first bytes of a ClientHello; then a byte now and then.
+    let mut slow = TcpStream::connect(&tls_gateway.listen).await.unwrap();
+    let hello = [22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3];
+    slow.write_all(&hello).await.unwrap();
+
+    let begin = Instant::now();
+    let (mut one, mut other) = ([0; 100], [0; 100]);
+    let both = async {
+        tokio::join!(
+            async { while silent.read(&mut one).await.unwrap() > 0 {} },
+            async {
+                let pause = Duration::from_millis(500);
+                while timeout(pause, slow.read(&mut other)).await.is_err() {
+                    slow.write_all(&[0]).await.unwrap();
+                }
+            }
+        )
+    };
+    timeout(Duration::from_secs(15), both)
+        .await
+        .expect("closed");
+    assert!(begin.elapsed() > Duration::from_secs(9));
+    let silent = r#"aep_gateway_refused_connections_total{reason="silent"}"#;
+    gateway.counts(silent, "1").await;
+    tls_gateway.counts(silent, "1").await;
+    tls_gateway.counts("aep_gateway_connections", "0").await;
+    // One that speaks HTTP/2 may be idle.
+    assert_eq!(idle.create().await.unwrap().code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_does_not_delay_the_end() {
+    let gateway = Gateway::start("http://127.0.0.1:1", &[]).await;
+    let _silent = TcpStream::connect(&gateway.listen).await.unwrap();
+    gateway.counts("aep_gateway_connections", "1").await;
+    let begin = Instant::now();
+    gateway.terminate();
+    let (status, log) = gateway.ended().await;
+    assert!(status.success() && !log.contains("drain timeout"), "{log}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{log}");
+}
+
+#[tokio::test]
+async fn metadata_of_16_kib_is_taken_and_more_refused_cleanly() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    let stream = TcpStream::connect(&gateway.listen).await.unwrap();
+    let mut client = Client::over(stream).await.unwrap();
+    for (size, taken) in [(16, true), (20, true), (40, false)] {
+        let token = format!("Bearer {}", "x".repeat(size * 1024));
+        let metadata = [&CREDENTIALS[1..], &[("authorization", token.as_str())]].concat();
+        let answer = client.call(CREATE, &metadata, &frame(&request())).await;
+        let answer = answer.unwrap();
+        match taken {
+            true => assert_eq!(answer.code(), Code::Ok, "{size} KiB"),
+            false => assert_eq!(answer.http_status, 431, "{size} KiB"),
+        }
+    }
+    // The connection and its other calls are none the worse for it.
+    assert_eq!(client.create().await.unwrap().code(), Code::Ok);
+    assert_eq!(upstream.batches().len(), 3);
+}
+
+#[tokio::test]
+async fn a_connection_has_a_limit_of_calls_and_says_so() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    let mut stream = TcpStream::connect(&gateway.listen).await.unwrap();
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    stream
+        .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+        .await
+        .unwrap(); // SETTINGS
+    let mut settings = [0; 128];
+    let read = stream.read(&mut settings).await.unwrap();
+    let streams = [0, 3, 0, 0, 1, 0]; // SETTINGS_MAX_CONCURRENT_STREAMS = 256
+    assert!(settings[..read].windows(6).any(|it| it == streams));
+}
+
+#[tokio::test]
+async fn pings_are_answered() {
+    let gateway = Gateway::start("http://127.0.0.1:1", &[]).await;
+    let stream = TcpStream::connect(&gateway.listen).await.unwrap();
+    let (_client, mut connection) = h2::client::handshake(stream).await.unwrap();
+    let mut pings = connection.ping_pong().unwrap();
+    tokio::spawn(connection);
+    for _ in 0..100 {
+        let pong = timeout(Duration::from_secs(5), pings.ping(h2::Ping::opaque()));
+        pong.await.unwrap().unwrap();
+    }
 }

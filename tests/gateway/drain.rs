@@ -39,6 +39,8 @@ async fn health_flips_and_calls_in_flight_finish() {
         assert_eq!(told.status(), ServingStatus::NotServing);
         assert_eq!(gateway.page("/readyz").await.0, 503);
         assert_eq!(gateway.page("/livez").await.0, 200);
+        let healthy = Gateway::command(&["healthcheck", "--address", &gateway.admin]);
+        assert!(!{ healthy }.status().await.unwrap().success());
         // Callers who have not heard yet are served: the delay is theirs.
         let late = gateway.raw(&[]).await;
         assert_eq!(late.code(), Code::Ok);

@@ -1,12 +1,16 @@
 //! A running gateway, and the upstreams to put behind it.
 
+mod collector;
 mod gateway;
 mod scripted;
 mod tls;
 
-pub(crate) use gateway::{CREDENTIALS, Gateway, RawAnswer, frame, request, with_id};
+pub(crate) use collector::{Collector, attribute};
+pub(crate) use gateway::{
+    CREATE, CREDENTIALS, Client, Gateway, RawAnswer, frame, request, with_id,
+};
 pub(crate) use scripted::{Scripted, Step};
-pub(crate) use tls::{TlsFront, certificate};
+pub(crate) use tls::{Authority, Issued, TlsFolder, TlsFront, certificate, handshake};
 
 use aep_batch_gateway::simulator::{Simulator, SimulatorOptions};
 

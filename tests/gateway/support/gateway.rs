@@ -13,11 +13,12 @@ use aep_batch_gateway::{
     simulator::Simulator,
 };
 use bytes::{BufMut, Bytes};
+use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};
 use prost::Message;
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader},
     net::TcpStream,
     process::{Child, Command},
     task::JoinHandle,
@@ -39,6 +40,8 @@ pub(crate) const CREDENTIALS: [(&str, &str); 4] = [
     ("x-gw-ims-org-id", "5C1328435BF324E90A49402A@AdobeOrg"),
     ("x-sandbox-name", "prod"),
 ];
+
+pub(crate) const CREATE: &str = "/aep.ingestion.v1.BatchService/CreateBatch";
 
 /// A request with only a dataset.
 pub(crate) fn request() -> CreateBatchRequest {
@@ -172,15 +175,13 @@ impl Gateway {
     /// `CreateBatch` frame by frame, with good credentials and more metadata.
     pub(crate) async fn raw(&self, metadata: &[(&str, &str)]) -> RawAnswer {
         let metadata = [&CREDENTIALS, metadata].concat();
-        let path = "/aep.ingestion.v1.BatchService/CreateBatch";
-        self.raw_call(path, &metadata, &frame(&request())).await
+        self.raw_call(CREATE, &metadata, &frame(&request())).await
     }
 
     /// Like `raw`, with an external id.
     pub(crate) async fn raw_with_id(&self, id: &str, metadata: &[(&str, &str)]) -> RawAnswer {
         let metadata = [&CREDENTIALS, metadata].concat();
-        let path = "/aep.ingestion.v1.BatchService/CreateBatch";
-        self.raw_call(path, &metadata, &frame(&with_id(id))).await
+        self.raw_call(CREATE, &metadata, &frame(&with_id(id))).await
     }
 
     /// Any call, frame by frame.
@@ -190,18 +191,9 @@ impl Gateway {
         metadata: &[(&str, &str)],
         body: &[u8],
     ) -> RawAnswer {
-        let mut request =
-            http::Request::post(format!("http://{}{path}", self.listen)).header("te", "trailers");
-        if !metadata.iter().any(|(name, _)| *name == "content-type") {
-            request = request.header("content-type", "application/grpc");
-        }
-        for (name, value) in metadata {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(()).unwrap();
-        timeout(LONG, raw_call(&self.listen, request, body))
-            .await
-            .unwrap()
+        let stream = TcpStream::connect(&self.listen).await.unwrap();
+        let mut client = Client::over(stream).await.unwrap();
+        client.call(path, metadata, body).await.unwrap()
     }
 
     /// A page of the admin listener: status and text.
@@ -215,6 +207,28 @@ impl Gateway {
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The value of a line of `/metrics`.
+    pub(crate) async fn metric(&self, name: &str) -> String {
+        let (_, metrics) = self.page("/metrics").await;
+        let mut lines = metrics.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value
+            .unwrap_or_else(|| panic!("no {name} in {metrics}"))
+            .to_owned()
+    }
+
+    /// Waits until a line of `/metrics` has this value.
+    pub(crate) async fn counts(&self, name: &str, value: &str) {
+        let becomes = async {
+            while self.metric(name).await != value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(LONG, becomes).await.is_err() {
+            panic!("{name} is {}", self.metric(name).await);
+        }
     }
 
     /// Waits until its log has `text`.
@@ -231,9 +245,14 @@ impl Gateway {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().unwrap().to_string();
         let sent = std::process::Command::new("kill")
-            .args(["-TERM", &pid])
+            .args([signal, &pid])
             .status();
         assert!(sent.unwrap().success());
     }
@@ -255,38 +274,77 @@ pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
     framed
 }
 
-async fn raw_call(address: &str, request: http::Request<()>, body: &[u8]) -> RawAnswer {
-    let stream = TcpStream::connect(address).await.unwrap();
-    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
-    client = client.ready().await.unwrap();
-    let (response, mut sender) = client.send_request(request, false).unwrap();
-    sender
-        .send_data(Bytes::copy_from_slice(body), true)
-        .unwrap();
-    let begin = Instant::now();
-    let response = response.await.unwrap();
-    let headers_after = begin.elapsed();
-    let (head, mut body) = response.into_parts();
-    let trailers_only = body.is_end_stream();
-    let mut message = Vec::new();
-    while let Some(data) = body.data().await {
-        let data = data.unwrap();
-        message.extend_from_slice(&data);
-        let _ = body.flow_control().release_capacity(data.len());
+/// One connection, frame by frame.
+pub(crate) struct Client {
+    sender: SendRequest<Bytes>,
+}
+
+impl Client {
+    pub(crate) async fn over<S>(stream: S) -> Result<Self, h2::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(connection);
+        Ok(Client { sender })
     }
-    let trailers = match trailers_only {
-        true => head.headers.clone(),
-        false => body.trailers().await.unwrap().unwrap_or_default(),
-    };
-    RawAnswer {
-        http_status: head.status.as_u16(),
-        trailers_only,
-        headers: head.headers,
-        headers_after,
-        message,
-        trailers,
-        ended_after: begin.elapsed(),
+
+    /// `CreateBatch` with good credentials.
+    pub(crate) async fn create(&mut self) -> Result<RawAnswer, h2::Error> {
+        self.call(CREATE, &CREDENTIALS, &frame(&request())).await
+    }
+
+    /// Any call.
+    pub(crate) async fn call(
+        &mut self,
+        path: &str,
+        metadata: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<RawAnswer, h2::Error> {
+        let mut request =
+            http::Request::post(format!("http://localhost{path}")).header("te", "trailers");
+        if !metadata.iter().any(|(name, _)| *name == "content-type") {
+            request = request.header("content-type", "application/grpc");
+        }
+        for (name, value) in metadata {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).unwrap();
+        timeout(LONG, self.exchange(request, body)).await.unwrap()
+    }
+
+    async fn exchange(
+        &mut self,
+        request: http::Request<()>,
+        body: &[u8],
+    ) -> Result<RawAnswer, h2::Error> {
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, mut sender) = sender.send_request(request, false)?;
+        sender.send_data(Bytes::copy_from_slice(body), true)?;
+        let begin = Instant::now();
+        let response = response.await?;
+        let headers_after = begin.elapsed();
+        let (head, mut body) = response.into_parts();
+        let trailers_only = body.is_end_stream();
+        let mut message = Vec::new();
+        while let Some(data) = body.data().await {
+            let data = data?;
+            message.extend_from_slice(&data);
+            let _ = body.flow_control().release_capacity(data.len());
+        }
+        let trailers = match trailers_only {
+            true => head.headers.clone(),
+            false => body.trailers().await?.unwrap_or_default(),
+        };
+        Ok(RawAnswer {
+            http_status: head.status.as_u16(),
+            trailers_only,
+            headers: head.headers,
+            headers_after,
+            message,
+            trailers,
+            ended_after: begin.elapsed(),
+        })
     }
 }
 

@@ -1,0 +1,218 @@
+//! gRPC-Web, which browsers can speak, translated to gRPC and back; and the
+//! web pages that may call (CORS, from the Fetch standard).
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
+use http_body::{Body as _, Frame};
+use http_body_util::{BodyExt, Limited};
+use tokio::time::timeout;
+use tonic::body::Body;
+use tonic_web::GrpcWebLayer;
+use tower::{Layer, ServiceExt, service_fn};
+
+use super::answer;
+use crate::{credentials::REQUEST_ID, status::OUTCOME};
+
+/// gRPC-Web, switched on.
+#[derive(Debug)]
+pub(super) struct Web {
+    /// Whose pages may call. Pages of the gateway's own origin always may.
+    pub(super) origins: Vec<HeaderValue>,
+    /// Metadata that pages may send besides [`REQUEST_HEADERS`].
+    pub(super) metadata: Vec<HeaderName>,
+}
+
+const REQUEST_HEADERS: &str = "authorization, x-api-key, x-gw-ims-org-id, x-sandbox-name, \
+    content-type, grpc-timeout, idempotency-key, traceparent, tracestate, x-grpc-web, \
+    x-request-id, x-user-agent";
+
+const RESPONSE_HEADERS: &str =
+    "aep-batch-outcome, grpc-message, grpc-status, grpc-status-details-bin, x-request-id";
+
+/// Seconds for which a browser may remember what pages may send.
+const MAX_AGE: &str = "600";
+
+impl Web {
+    /// Answers what came over HTTP/1.1 or HTTP/2. `grpc` answers gRPC calls.
+    pub(super) async fn answer<F>(
+        &self,
+        request: Request<Body>,
+        grpc: impl FnMut(Request<Body>) -> F,
+    ) -> Response<Body>
+    where
+        F: Future<Output = Response<Body>>,
+    {
+        let origin = request.headers().get(header::ORIGIN);
+        let origin = origin
+            .filter(|origin| self.origins.contains(origin))
+            .cloned();
+        let mut response = match origin {
+            Some(_) if is_preflight(&request) => self.preflight(),
+            _ => answer_call(request, grpc).await,
+        };
+        self.tell_browser(origin, response.headers_mut());
+        response
+    }
+
+    fn preflight(&self) -> Response<Body> {
+        let mut response = answer::refuse(StatusCode::NO_CONTENT);
+        let headers = response.headers_mut();
+        for (name, value) in [
+            (header::ACCESS_CONTROL_ALLOW_METHODS, "POST"),
+            (header::ACCESS_CONTROL_ALLOW_HEADERS, REQUEST_HEADERS),
+            (header::ACCESS_CONTROL_MAX_AGE, MAX_AGE),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        for name in self.metadata.iter().cloned() {
+            headers.append(header::ACCESS_CONTROL_ALLOW_HEADERS, name.into());
+        }
+        response
+    }
+
+    fn tell_browser(&self, origin: Option<HeaderValue>, headers: &mut HeaderMap) {
+        if !self.origins.is_empty() {
+            headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        }
+        if let Some(origin) = origin {
+            let exposed = HeaderValue::from_static(RESPONSE_HEADERS);
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        }
+    }
+}
+
+fn is_preflight(request: &Request<Body>) -> bool {
+    let asked = header::ACCESS_CONTROL_REQUEST_METHOD;
+    request.method() == Method::OPTIONS && request.headers().contains_key(asked)
+}
+
+async fn answer_call<F>(
+    mut request: Request<Body>,
+    mut grpc: impl FnMut(Request<Body>) -> F,
+) -> Response<Body>
+where
+    F: Future<Output = Response<Body>>,
+{
+    let Some(form) = form_of(&request) else {
+        return match request.version() {
+            // gRPC itself is for HTTP/2 alone.
+            Version::HTTP_2 => grpc(request).await,
+            _ => answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        };
+    };
+    if request.version() != Version::HTTP_2 {
+        request = request.map(|body| Body::new(Upload(body)));
+    }
+    // tonic-web knows these forms only, and answers in the form that is accepted.
+    let form = HeaderValue::from_static(form);
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, form.clone());
+    headers.insert(header::ACCEPT, form);
+    let grpc = service_fn(move |request| {
+        let answering = grpc(request);
+        async { Ok::<_, Infallible>(told_once(answer::with_trailers(answering.await))) }
+    });
+    let Ok(response) = GrpcWebLayer::new().layer(grpc).oneshot(request).await;
+    response
+}
+
+/// Tells the outcome in the trailers alone, and the request id in the headers
+/// alone: Connect joins both, and would tell each twice.
+fn told_once(mut response: Response<Body>) -> Response<Body> {
+    let outcome = response.headers_mut().remove(OUTCOME);
+    let told = move |frame: Frame<Bytes>| match frame.into_trailers() {
+        Ok(mut trailers) => {
+            trailers.remove(REQUEST_ID);
+            if let Some(outcome) = outcome.clone() {
+                trailers.insert(OUTCOME, outcome);
+            }
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
+    };
+    response.map(|body| Body::new(body.map_frame(told)))
+}
+
+/// Binary or text (base64), if it is gRPC-Web at all.
+fn form_of(request: &Request<Body>) -> Option<&'static str> {
+    let kind = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let kind = kind
+        .split_once(';')
+        .map_or(kind, |(kind, _)| kind.trim_end());
+    match kind {
+        "application/grpc-web" | "application/grpc-web+proto" => Some("application/grpc-web+proto"),
+        "application/grpc-web-text" | "application/grpc-web-text+proto" => {
+            Some("application/grpc-web-text+proto")
+        }
+        _ => None,
+    }
+}
+
+/// The body of an HTTP/1.1 request, of which the rest is taken even if nobody
+/// wants it (up to a limit): a client that is cut off while it sends cannot read
+/// its answer.
+struct Upload(Body);
+
+const LARGEST_REST: usize = 1024 * 1024;
+const LONGEST_REST: Duration = Duration::from_secs(10);
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let mut rest = Limited::new(mem::take(&mut self.0), LARGEST_REST);
+        if !rest.is_end_stream() {
+            tokio::spawn(timeout(LONGEST_REST, async move {
+                while let Some(Ok(_)) = rest.frame().await {}
+            }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::NAMES;
+
+    #[test]
+    fn pages_may_send_and_read_what_a_call_needs() {
+        for name in NAMES.iter().chain([&REQUEST_ID]) {
+            assert!(
+                REQUEST_HEADERS.split(", ").any(|sent| sent == name),
+                "{name}"
+            );
+        }
+        for name in [OUTCOME, REQUEST_ID] {
+            assert!(
+                RESPONSE_HEADERS.split(", ").any(|read| read == name),
+                "{name}"
+            );
+        }
+    }
+}
