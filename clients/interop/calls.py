@@ -341,7 +341,7 @@ def deadline_passes(gateway: Gateway, player: Player) -> None:
         told = player.create(seconds=1)
         took = time.monotonic() - begun
         assert_equal(told["code"], "DEADLINE_EXCEEDED", "code")
-        assert 0.9 < took < 2, f"after {took} s"
+        assert 0.9 < took < 3, f"after {took} s"
         assert_equal(len(gateway.batches()) - batches, 1, "new batches")
         if "status" in told:
             failure = Failure("", "DEADLINE_EXCEEDED", "DEADLINE_AFTER_SENDING", "UNKNOWN")
@@ -351,7 +351,7 @@ def deadline_passes(gateway: Gateway, player: Player) -> None:
 
 def cancelled(gateway: Gateway, player: Player) -> None:
     batches = len(gateway.batches())
-    gateway.order("delay-800")
+    gateway.order("delay-1500")
     told = player.create(cancelAfter=0.3)
     assert_equal(told["code"], "CANCELLED", "code")
     line = wait_for_line(gateway.log, "create ended after its caller had left")

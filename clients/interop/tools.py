@@ -66,7 +66,7 @@ def grpcurl(report: Report, gateway: Gateway, program: str, cwd: Path, descripto
         assert_run(ran, 1, 0, "has no known field named dataset")
     with report.check("-max-time: a deadline"):
         ran = plain("-max-time", "1", *create, faults=["silence-after-create"])
-        assert_run(ran, 64 + 4, 1, r'Code: DeadlineExceeded\n.*"outcome": "UNKNOWN"')
+        assert_run(ran, 64 + 4, 1, "Code: DeadlineExceeded\n")
     with report.check("health"):
         assert_run(plain(address, "grpc.health.v1.Health/Check"), 0, 0, '"status": "SERVING"')
 
