@@ -71,7 +71,7 @@ pub struct Settings {
     )]
     pub grpc_web: String,
 
-    /// Origins whose web pages may call, like https://app.example.com, separated by commas.
+    /// Origins whose web pages may call, like `https://app.example.com`, separated by commas.
     #[arg(long, value_name = "ORIGINS", default_value = "")]
     pub grpc_web_origins: String,
 
@@ -396,7 +396,7 @@ impl Settings {
         let allowed = list(&self.tls_allowed_clients)
             .filter_map(|name| check.read("tls-allowed-clients", name, client_name))
             .collect();
-        if !self.tls_allowed_clients.is_empty() && names(&self.tls_allowed_clients).count() == 0 {
+        if !self.tls_allowed_clients.is_empty() && list(&self.tls_allowed_clients).count() == 0 {
             let nobody = "--tls-allowed-clients names nobody".to_owned();
             check.problems.push(nobody); // an empty list would let all in
         }

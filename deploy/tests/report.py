@@ -1,0 +1,30 @@
+"""What the suite says and counts; and how it runs programs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+GATEWAY, CRDS = sys.argv[1], [Path(path) for path in sys.argv[2:]]
+DEPLOY = Path(__file__).resolve().parent.parent
+TOOLS = DEPLOY / ".test"
+CHART = DEPLOY / "chart" / "aep-batch-gateway"
+EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
+
+passed = failed = 0
+
+
+def check(what, problems):
+    """`problems`: a list of what is wrong, or whether something is."""
+    global passed, failed
+    passed, failed = (passed, failed + 1) if problems else (passed + 1, failed)
+    print(f"{'FAILED ' if problems else 'ok     '} {what}", flush=True)
+    if isinstance(problems, list):
+        for problem in problems[:10]:
+            print("          " + str(problem).replace("\n", "\n          "))
+
+
+def run(*command, text=None):
+    done = subprocess.run(
+        [str(part) for part in command], input=text, capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr

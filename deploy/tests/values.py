@@ -1,0 +1,126 @@
+"""Values for the chart: those that must render, and those that must be refused."""
+
+EVERY_SETTING = {
+    "requestTimeout": "30s", "drainDelay": "3s", "drainTimeout": "40s",
+    # Go would print it with an exponent.
+    "maxInFlight": 1000000, "maxConnections": 1000,
+    "upstreamUrl": "https://api.example.com/import", "catalogUrl": "https://api.example.com/catalog",
+    "upstreamHttp": 1, "lookUp": "on-retry", "connectTimeout": "500ms", "maxConnectionAge": "5m",
+    "forwardMetadata": "x-one,x-two", "reflection": False, "grpcWeb": True,
+    "grpcWebOrigins": "https://app.example.com", "logFormat": "text", "logLevel": "info,h2=debug",
+}  # fmt: skip
+TLS = {"secretName": "gateway-tls"}
+MTLS = {
+    **TLS, "clientCaSecretName": "callers-ca", "clientCaKey": "ca.pem",
+    "allowedClients": ["spiffe://cluster.local/ns/orders/sa/exporter", "billing.example.com"],
+}  # fmt: skip
+MANAGED = {
+    "secretName": "adobe", "tokenKey": "token", "apiKeyKey": "api-key",
+    "orgId": "5C1328435BF324E90A49402A@AdobeOrg", "sandboxName": "prod",
+    "fixed": True, "callersAreAuthenticated": True,
+}  # fmt: skip
+CUSTOM_METRICS = ("--api-versions", "custom.metrics.k8s.io/v1beta2")
+
+# name, values, further flags of helm template
+VALUE_SETS = [
+    ("defaults", {}),
+    ("minimal", {
+        "autoscaling": {"enabled": False}, "podDisruptionBudget": {"enabled": False},
+        "networkPolicy": {"enabled": False}, "replicas": 1,
+        "serviceAccount": {"create": False}, "resources": {},
+    }),
+    ("everything", {
+        "image": {"repository": "registry.example.com/gateway", "digest": "sha256:" + "a" * 64},
+        "imagePullSecrets": [{"name": "registry"}],
+        "settings": EVERY_SETTING, "tls": MTLS, "defaultCredentials": MANAGED,
+        "upstreamCa": {"configMapName": "proxy-ca", "key": "proxy.pem"},
+        "mesh": "istio",
+        "service": {"port": 443, "headless": True, "annotations": {"a": "b"}},
+        "autoscaling": {"metric": "in-flight", "minReplicas": 3, "maxReplicas": 9},
+        "podDisruptionBudget": {"maxUnavailable": "20%"},
+        "networkPolicy": {
+            "callers": ["orders", "billing"], "metrics": ["monitoring", "agents"],
+            "extraEgress": [{"ports": [{"port": 4318}]}],
+        },
+        "extraEnv": [
+            {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"},
+            {"name": "PROXY", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "url"}}},
+        ],
+        "monitoring": {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+        "serviceAccount": {"annotations": {"a": "b"}},
+        "podAnnotations": {"a": "b"}, "podLabels": {"c": "d"},
+        "nodeSelector": {"kubernetes.io/arch": "amd64"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "priorityClassName": "high", "terminationGracePeriodSeconds": 60,
+    }),
+    ("tls", {"tls": TLS}),
+    ("mtls", {"tls": MTLS}),
+    ("managed credentials", {"defaultCredentials": MANAGED}),
+    ("default API key alone", {"defaultCredentials": {"secretName": "a", "apiKeyKey": "key"}}),
+    ("gRPC probes", {"probes": {"grpc": True}}),
+    ("no autoscaling", {"autoscaling": {"enabled": False}}),
+    ("autoscaling on what is in flight", {"autoscaling": {"metric": "in-flight"}}),
+    ("autoscaling on CPU", {"autoscaling": {"metric": "cpu"}}, *CUSTOM_METRICS),
+    ("a metrics adapter", {}, *CUSTOM_METRICS),
+    ("istio", {"mesh": "istio"}),
+    ("istio ambient", {"mesh": "istio-ambient"}),
+    ("linkerd", {"mesh": "linkerd"}),
+    ("all namespaces", {"networkPolicy": {"callers": ["*"], "metrics": []}}),
+    ("upstream CA", {"upstreamCa": {"configMapName": "proxy-ca"}}),
+    ("IPv6", {"listenHost": "[::]"}),
+    ("long drain", {"settings": {"requestTimeout": "100s", "drainDelay": "30s", "drainTimeout": "120s"}}),
+    ("least grace", {"terminationGracePeriodSeconds": 32}),
+    ("own name", {"fullnameOverride": "batches", "image": {"tag": "1.2.3"}}),
+]  # fmt: skip
+
+# values, and what helm says
+BAD_VALUES = [
+    ({"tlss": {}}, "additional properties 'tlss' not allowed"),
+    ({"tls": {"secret": "a"}}, "additional properties 'secret' not allowed"),
+    ({"defaultCredentials": {"token": "eyJ"}}, "additional properties 'token' not allowed"),
+    ({"defaultCredentials": {"apiKey": "a"}}, "additional properties 'apiKey' not allowed"),
+    ({"settings": {"listen": "0.0.0.0:1"}}, "additional properties 'listen' not allowed"),
+    ({"settings": {"defaultApiKey": "a"}}, "additional properties 'defaultApiKey' not allowed"),
+    ({"settings": {"requestTimeout": 20}}, "/settings/requestTimeout': got number, want string"),
+    ({"settings": {"requestTimeout": "1m"}}, "/settings/requestTimeout': '1m' does not match"),
+    ({"settings": {"requestTimeout": "0s"}}, "/settings/requestTimeout': '0s' does not match"),
+    ({"settings": {"drainDelay": "500ms"}}, "/settings/drainDelay': '500ms' does not match"),
+    ({"settings": {"drainTimeout": None}}, "missing property 'drainTimeout'"),
+    ({"settings": {"maxInFlight": 0}}, "/settings/maxInFlight': minimum: got 0, want 1"),
+    ({"settings": {"maxInFlight": 1000001}}, "/settings/maxInFlight': maximum"),
+    ({"settings": {"maxInFlight": "250"}}, "/settings/maxInFlight': got string, want integer"),
+    ({"settings": {"connectTimeout": "2"}}, "/settings/connectTimeout': '2' does not match"),
+    ({"settings": {"lookUp": "sometimes"}}, "/settings/lookUp': value must be one of"),
+    ({"settings": {"upstreamHttp": 3}}, "/settings/upstreamHttp': value must be one of"),
+    ({"settings": {"upstreamUrl": "platform.adobe.io"}}, "/settings/upstreamUrl'"),
+    ({"settings": {"reflection": "no"}}, "/settings/reflection': got string, want boolean"),
+    ({"settings": {"logFormat": "xml"}}, "/settings/logFormat': value must be one of"),
+    ({"mesh": "consul"}, "/mesh': value must be one of"),
+    ({"image": {"digest": "latest"}}, "/image/digest': 'latest' does not match"),
+    ({"image": {"pullPolicy": "Sometimes"}}, "/image/pullPolicy': value must be one of"),
+    ({"service": {"port": 70000}}, "/service/port': maximum: got 70,000, want 65,535"),
+    ({"listenHost": "127.0.0.1"}, "/listenHost': value must be one of"),
+    ({"replicas": 0}, "/replicas': minimum: got 0, want 1"),
+    ({"autoscaling": {"metric": "memory"}}, "/autoscaling/metric': value must be one of"),
+    ({"autoscaling": {"targetPercent": 0}}, "/autoscaling/targetPercent': minimum"),
+    ({"podDisruptionBudget": {"maxUnavailable": 0}}, "/podDisruptionBudget/maxUnavailable'"),
+    ({"networkPolicy": {"callers": "orders"}}, "/networkPolicy/callers': got string, want array"),
+    ({"networkPolicy": {"callers": ["Orders"]}}, "/networkPolicy/callers/0': 'Orders' does not"),
+    ({"resources": {"limit": {}}}, "additional properties 'limit' not allowed"),
+    ({"podAnnotations": {"a": True}}, "/podAnnotations/a': got boolean, want string"),
+    ({"terminationGracePeriodSeconds": "60s"}, "/terminationGracePeriodSeconds'"),
+    # What only the templates can compare.
+    ({"terminationGracePeriodSeconds": 31}, "must be at least 32"),
+    ({"terminationGracePeriodSeconds": 60, "settings": {"drainTimeout": "60s"}}, "at least 67"),
+    ({"settings": {"drainTimeout": "20s"}}, "drainTimeout (20s) must be more than"),
+    ({"settings": {"requestTimeout": "60s"}}, "must be more than settings.requestTimeout (60s)"),
+    ({"defaultCredentials": {"secretName": "a", "tokenKey": "t"}}, "callersAreAuthenticated"),
+    ({"defaultCredentials": {"apiKeyKey": "a"}}, "need defaultCredentials.secretName"),
+    ({"defaultCredentials": {"secretName": "a"}}, "tokenKey or apiKeyKey"),
+    ({"tls": {"clientCaSecretName": "a"}}, "needs tls.secretName"),
+    ({"tls": {"secretName": "a", "allowedClients": ["b"]}}, "needs tls.clientCaSecretName"),
+    ({"tls": TLS, "probes": {"grpc": True}}, "kubelet speaks no TLS"),
+    ({"autoscaling": {"minReplicas": 7}}, "must not be less than autoscaling.minReplicas"),
+    ({"extraEnv": [{"name": "AEP_GATEWAY_LISTEN", "value": "a"}]}, "is set by other values"),
+]  # fmt: skip
