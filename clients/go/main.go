@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 	"os"
 	"time"
@@ -17,13 +18,12 @@ import (
 	pb "example.com/create-batch/gen/aep/ingestion/v1"
 )
 
-// The gateway says UNAVAILABLE only if nothing was created. It may look the same, and is
+// As `aep-batch-gateway descriptor --service-config` prints it: UNAVAILABLE is retried, and
+// only that. The gateway says it only if nothing was created. It may look the same, and is
 // repeated too, if the connection to the gateway itself breaks in the middle of a call.
-const serviceConfig = `{"methodConfig": [{
-	"name": [{"service": "aep.ingestion.v1.BatchService"}],
-	"retryPolicy": {"maxAttempts": 3, "initialBackoff": "0.5s", "maxBackoff": "5s",
-		"backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}
-}]}`
+//
+//go:embed service-config.json
+var serviceConfig string
 
 var advice = map[string]string{
 	"NOT_CREATED": "Nothing was created: the call may be repeated.",
@@ -57,14 +57,21 @@ func main() {
 // fail says what failed, whether a batch exists, and what to do.
 func fail(err error) {
 	failure := status.Convert(err)
-	reason, outcome := "", "UNKNOWN" // Stays so if the gateway never answered.
+	reason, outcome, more := "", "UNKNOWN", "" // Stays so if the gateway never answered.
 	for _, detail := range failure.Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok {
-			reason, outcome = info.Reason, info.Metadata["outcome"]
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			reason, outcome = detail.Reason, detail.Metadata["outcome"]
+		case *errdetails.RetryInfo:
+			more += fmt.Sprintf("  try again in %v\n", detail.RetryDelay.AsDuration())
+		case *errdetails.BadRequest:
+			for _, violation := range detail.FieldViolations {
+				more += fmt.Sprintf("  %s: %s\n", violation.Field, violation.Description)
+			}
 		}
 	}
-	fmt.Fprintf(os.Stderr, "%s %s %s: %s\n%s\n",
-		code.Code(failure.Code()), reason, outcome, failure.Message(), advice[outcome])
+	fmt.Fprintf(os.Stderr, "%s %s %s: %s\n%s%s\n",
+		code.Code(failure.Code()), reason, outcome, failure.Message(), more, advice[outcome])
 	os.Exit(1)
 }
 

@@ -1,0 +1,99 @@
+"""The programs that a user copies: the example of a language, and its lines in the README."""
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway import Gateway
+from report import Report
+
+LIMIT = 60  # seconds that a program may take
+CREATED = r"^[0-9a-f]{32} BATCH_STATUS_LOADING$"
+
+
+@dataclass
+class Run:
+    """A program that ran: what it said, and what it did to the ledger."""
+
+    code: int
+    said: str
+    batches: int
+
+
+def run(gateway: Gateway, faults: list[str], command: list[str], cwd: Path, **environment) -> Run:
+    gateway.order(*faults)
+    before = len(gateway.batches())
+    try:
+        ended = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT,
+        )
+    finally:
+        gateway.forget_faults()
+    return Run(ended.returncode, ended.stdout.strip(), len(gateway.batches()) - before)
+
+
+def assert_run(ran: Run, code: int, batches: int, pattern: str) -> None:
+    got = f"exit {ran.code}, {ran.batches} new batches, it said:\n{ran.said}"
+    wanted = f"exit {code}, {batches} new batches, words like {pattern}"
+    good = ran.code == code and ran.batches == batches and re.search(pattern, ran.said, re.S)
+    assert good, f"got {got}\nnot {wanted}"
+
+
+def play(report: Report, gateway: Gateway, example: list[str], cwd: Path) -> None:
+    example = [*example, gateway.address]
+    with report.check("example: a batch is created"):
+        assert_run(run(gateway, [], example, cwd), 0, 1, CREATED)
+    with report.check("example: UNAVAILABLE is retried"):
+        assert_run(run(gateway, ["status-503"] * 2, example, cwd), 0, 1, CREATED)
+    with report.check("example: a lost answer is reported and not retried"):
+        said = r"^UNKNOWN CONNECTION_LOST UNKNOWN: .*\nA batch may exist: look for it"
+        assert_run(run(gateway, ["reset-after-create"], example, cwd), 1, 1, said)
+    with report.check("example: a missing token is reported, with its field"):
+        said = r"^INVALID_ARGUMENT INVALID_REQUEST NOT_CREATED: .*\n  authorization: .*may be repeated"
+        assert_run(run(gateway, [], example, cwd, AEP_TOKEN=""), 1, 0, said)
+    with report.check("example: an API that is overloaded is reported, and when to come back"):
+        said = r"^UNAVAILABLE API_UNAVAILABLE NOT_CREATED: .*\n  try again in 1s\n.*may be repeated"
+        assert_run(run(gateway, ["status-503"] * 9, example, cwd), 1, 0, said)
+
+
+def service_config(report: Report, gateway_program: str, file: Path) -> None:
+    with report.check("example: its service config is what the gateway prints"):
+        command = [gateway_program, "descriptor", "--service-config"]
+        printed = subprocess.run(command, check=True, capture_output=True, timeout=LIMIT)
+        assert json.loads(printed.stdout) == json.loads(file.read_text()), (
+            f"they differ: {' '.join(command)} >{file}"
+        )
+
+
+def of_readme(readme: Path, language: str, has: str, gateway: Gateway) -> str:
+    """The README's first program in that language that has these words, for this gateway."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", readme.read_text(), re.M | re.S)
+    program = next((block for block in blocks if has in block), "")
+    assert "127.0.0.1:50051" in program, f"the README has no program in {language}"
+    return program.replace("127.0.0.1:50051", gateway.address)
+
+
+LANGUAGES = {".py": "python", ".js": "js", ".go": "go", ".java": "java"}
+
+
+def play_readme(
+    report: Report, gateway: Gateway, program: Path, commands: list[list[str]], root: Path
+) -> None:
+    """Builds and runs the README's program: the last command says the batch's id."""
+    with report.check("README"):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        language = LANGUAGES[program.suffix]
+        program.write_text(of_readme(root / "README.md", language, "atchService", gateway))
+        for command in commands[:-1]:
+            assert_run(run(gateway, [], command, root), 0, 0, "")
+        assert_run(run(gateway, [], commands[-1], root), 0, 1, r"^[0-9a-f]{32}$")
