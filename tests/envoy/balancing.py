@@ -220,7 +220,8 @@ async def outlier_detection(stand):
     check("eject both gateways", ejected >= 2, ejected)
 
     stand.simulate(listen=stand.upstream["listen"])
-    await asyncio.sleep(1.5)
+    active = "outlier_detection.ejections_active"
+    check("both are let in again", await until(lambda: stand.stat(active) == 0, 10) is not None)
     before = [gateway.calls() for gateway in gateways]
     load = Load(stand.address)
     await load.many(100)
