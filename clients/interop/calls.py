@@ -19,6 +19,7 @@ LONG = "Größe überschritten 🚫 100 %\n" * 500  # what an API may say of an 
 
 ANSWERS = {
     "every-field": (201, samples.REST_ANSWER),
+    "empty-tag": (201, {"id": "1", "tags": {"one": ["1"], "none": []}}),
     "long-error": (400, {"title": LONG, "detail": LONG, "report": LONG}),
 }
 
@@ -186,6 +187,11 @@ def play(report: Report, gateway: Gateway, api_gateway: Gateway, api: wire.Api, 
 
     with report.check("every field of the request and of the answer"):
         every_field(api_gateway, api, player)
+    with report.check("a tag without values"):
+        told = player.create({"datasetId": "empty-tag"}, address=api_gateway.address)
+        batch = assert_ok(told)["batch"]
+        assert_equal(batch["tags"], {"one": {"values": ["1"]}}, "tags")
+        assert_equal(batch["extra"], {"tags": {"one": ["1"], "none": []}}, "extra")
     with report.check("an answer equals the ledger, and is not in ASCII"):
         equals_ledger(gateway, player)
     with report.check("the same external id: the batch is found"):
