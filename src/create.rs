@@ -56,12 +56,10 @@ const RETRIES_PER_CALL: f32 = 0.07;
 pub struct CreateCall {
     /// What it carries upstream.
     pub headers: HeaderMap,
-    /// The message.
-    pub message: CreateBatchRequest,
     /// The message as JSON.
     pub body: Bytes,
     /// Its external id, if it has one.
-    pub external_id: Option<ExternalId>,
+    pub external: Option<External>,
     /// Which try this is, as far as the caller's side says so.
     pub attempt: Attempt,
     /// For whom: [`crate::credentials::fingerprint`].
@@ -70,6 +68,15 @@ pub struct CreateCall {
     pub deadline: Option<Instant>,
     /// What is known of the call.
     pub record: Arc<CallRecord>,
+}
+
+/// What a create is known by, and compared by with the batch that has its name.
+#[derive(Debug)]
+pub struct External {
+    /// The external id.
+    pub id: ExternalId,
+    /// The message.
+    pub message: CreateBatchRequest,
 }
 
 impl CreateCall {
@@ -118,11 +125,12 @@ impl Creator {
     /// upstream.
     pub async fn settle(&self, call: &CreateCall, sending: Sending) -> Result<Settled, Failure> {
         self.budget.deposit();
-        let Some(external_id) = &call.external_id else {
+        let Some(external) = &call.external else {
             let batch = self.create(call, &sending).await?;
             return Ok(created(batch));
         };
 
+        let external_id = &external.id;
         let known = self.recent.get(external_id);
         let open_until = self.earlier_try_ends(call, known.as_ref());
         sending.set_earlier_try_is_open(open_until.is_some());
@@ -130,7 +138,7 @@ impl Creator {
             .look_before(call, external_id, known.as_ref(), open_until)
             .await;
         match looked {
-            Ok(Some(batch)) => return found(call, batch),
+            Ok(Some(batch)) => return found(external, batch),
             Ok(None) => sending.set_earlier_try_is_open(false),
             Err(failure) => {
                 let is_created = matches!(known, Some(Known::Created { .. }));
@@ -156,7 +164,7 @@ impl Creator {
         self.recent.remember(external_id.clone(), known);
         match result {
             Ok(batch) => Ok(created(batch)),
-            Err(failure) => self.recover(call, external_id, failure).await,
+            Err(failure) => self.recover(call, external, failure).await,
         }
     }
 
@@ -229,7 +237,7 @@ impl Creator {
     async fn recover(
         &self,
         call: &CreateCall,
-        external_id: &ExternalId,
+        external: &External,
         failure: Failure,
     ) -> Result<Settled, Failure> {
         let lost = status::row(&failure).outcome != Outcome::NotCreated;
@@ -242,13 +250,13 @@ impl Creator {
             .map_or(longest, |deadline| longest.min(deadline));
         let mut pauses = Pauses::default();
         loop {
-            match self.look_up_once(call, external_id).await {
-                Ok(Some(batch)) if mapping::is_same_content(&call.message, &batch) => {
+            match self.look_up_once(call, &external.id).await {
+                Ok(Some(batch)) if mapping::is_same_content(&external.message, &batch) => {
                     let known = Known::Created {
                         batch: Box::new(batch.clone()),
                         caller: call.caller,
                     };
-                    self.recent.remember(external_id.clone(), known);
+                    self.recent.remember(external.id.clone(), known);
                     return Ok(Settled {
                         batch,
                         origin: BatchOrigin::Recovered,
@@ -385,8 +393,8 @@ fn created(batch: Batch) -> Settled {
     }
 }
 
-fn found(call: &CreateCall, batch: Batch) -> Result<Settled, Failure> {
-    if mapping::is_same_content(&call.message, &batch) {
+fn found(external: &External, batch: Batch) -> Result<Settled, Failure> {
+    if mapping::is_same_content(&external.message, &batch) {
         Ok(Settled {
             batch,
             origin: BatchOrigin::Found,

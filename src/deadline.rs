@@ -44,10 +44,10 @@ fn envoys(metadata: &HeaderMap) -> Option<Duration> {
         .min()
 }
 
-/// A tenth of short deadlines, 20 ms of long ones: enough for our answer to be
+/// A tenth of short deadlines, 100 ms of long ones: enough for our answer to be
 /// there before the caller's own clock, or a proxy's, ends the call.
 fn margin(timeout: Duration) -> Duration {
-    (timeout / 10).min(Duration::from_millis(20))
+    (timeout / 10).min(Duration::from_millis(100))
 }
 
 fn parse(value: &str) -> Option<Duration> {
@@ -104,19 +104,19 @@ mod tests {
         let now = Instant::now();
         for (metadata, expected) in [
             (&[][..], Ok(None)),
-            (&[(GRPC, "1S")], ms(980)),
+            (&[(GRPC, "1S")], ms(900)),
             (&[(GRPC, "10m")], ms(9)),
             (&[(GRPC, "0n")], ms(0)),
             (&[(GRPC, "soon")], bad),
             (&[(GRPC, "1S"), (GRPC, "1S")], bad),
-            (&[(ENVOY, "1000")], ms(980)),
+            (&[(ENVOY, "1000")], ms(900)),
             (&[(ENVOY, "10")], ms(9)),
             (&[(ENVOY, "10"), (GRPC, "1S")], ms(9)),
             (&[(ENVOY, "1000"), (GRPC, "10m")], ms(9)),
             (&[(ENVOY, "1000"), (GRPC, "soon")], bad),
             // One for each Envoy on the way.
             (&[(ENVOY, "1000"), (ENVOY, "10")], ms(9)),
-            (&[(ENVOY, "0"), (GRPC, "1S")], ms(980)),
+            (&[(ENVOY, "0"), (GRPC, "1S")], ms(900)),
             (&[(ENVOY, "0")], Ok(None)),
             (&[(ENVOY, "soon")], Ok(None)),
             (&[(ENVOY, "")], Ok(None)),

@@ -34,6 +34,13 @@ use crate::{
 /// [`Commit`]. Refusals that a caller may retry come faster than that.
 const COMMIT_AFTER: Duration = Duration::from_millis(100);
 
+/// With a short deadline the caller is made to stay halfway: Envoy's time for a
+/// try, which it tells as a deadline, is over for it once it has the headers.
+fn commit_after(deadline: Option<Instant>) -> Duration {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    left.map_or(COMMIT_AFTER, |left| COMMIT_AFTER.min(left / 2))
+}
+
 /// Says that a call has been sent and takes its time, so that its response
 /// headers should go out now. A client that has seen them does not retry the
 /// call by itself, also not when this gateway or the connection to it dies.
@@ -301,13 +308,14 @@ impl Rider {
         let (flights, flight) = (self.flights.clone(), self.flight.clone());
         let landed = flights.wait(ticket, flight.landed.wait());
         let takes_its_time = async {
-            let mut pause = COMMIT_AFTER;
+            let longest = commit_after(ticket.deadline);
+            let mut pause = longest;
             loop {
                 sleep(pause).await;
                 pause = match flight.sending.upstream_for() {
-                    Some(time) if time >= COMMIT_AFTER => break,
-                    Some(time) => COMMIT_AFTER - time,
-                    None => COMMIT_AFTER / 4,
+                    Some(time) if time >= longest => break,
+                    Some(time) => longest - time,
+                    None => longest / 4,
                 };
             }
             ticket.commit.commit();
@@ -468,6 +476,14 @@ mod tests {
             assert_eq!(begin.elapsed(), COMMIT_AFTER);
         };
         let _ = tokio::join!(flights.ride(&sent, settle), committed);
+
+        let short = ticket(None, 0, Some(SECOND / 20));
+        let begin = Instant::now();
+        let committed = async {
+            short.commit.committed().await;
+            assert_eq!(begin.elapsed(), SECOND / 40);
+        };
+        let _ = tokio::join!(flights.ride(&short, settle), committed);
     }
 
     #[tokio::test(start_paused = true)]

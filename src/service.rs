@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     attempts::Attempt,
-    create::{CreateCall, Creator},
+    create::{CreateCall, Creator, External},
     credentials::{self, Credentials, REQUEST_ID},
     deadline,
     flights::{Commit, Flights, Ticket},
@@ -40,15 +40,16 @@ impl BatchService for Gateway {
         &self,
         request: Request<CreateBatchRequest>,
     ) -> Result<Response<CreateBatchResponse>, Status> {
-        let (metadata, extensions, mut message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let metadata = metadata.as_ref();
         let record = extensions.get::<Arc<CallRecord>>().cloned();
-        let arrived = Arrived {
+        let mut arrived = Arrived {
             metadata,
             record: record.unwrap_or_else(|| self.record(metadata)),
             commit: extensions.get().cloned().unwrap_or_default(),
+            external_id: message.external_id.clone().filter(|id| !id.is_empty()),
         };
-        let result = self.create(&arrived, &mut message).await;
+        let result = self.create(&mut arrived, message).await;
 
         let record = &arrived.record;
         record.create_ended(&result);
@@ -57,7 +58,7 @@ impl BatchService for Gateway {
             Err(failure) => {
                 let call = CallNames {
                     request_id: record.request_id(),
-                    external_id: message.external_id.as_deref(),
+                    external_id: arrived.external_id.as_deref(),
                     time_left: deadline::of_call(metadata, record.started())
                         .ok()
                         .flatten()
@@ -69,11 +70,12 @@ impl BatchService for Gateway {
     }
 }
 
-/// What a call says besides its message.
+/// What a call says around its message.
 struct Arrived<'a> {
     metadata: &'a HeaderMap,
     record: Arc<CallRecord>,
     commit: Commit,
+    external_id: Option<String>,
 }
 
 impl Gateway {
@@ -85,34 +87,37 @@ impl Gateway {
 
     async fn create(
         &self,
-        arrived: &Arrived<'_>,
-        message: &mut CreateBatchRequest,
+        arrived: &mut Arrived<'_>,
+        mut message: CreateBatchRequest,
     ) -> Result<Settled, Failure> {
         let (metadata, record) = (arrived.metadata, &arrived.record);
         let deadline = deadline::of_call(metadata, record.started())?;
         let mut headers = self.credentials.headers(metadata)?;
-        if message.external_id.as_deref().is_none_or(str::is_empty)
+        if arrived.external_id.is_none()
             && let Some(key) = credentials::idempotency_key(metadata)?
         {
-            message.external_id = Some(key);
+            message.external_id = Some(key.clone());
+            arrived.external_id = Some(key);
         }
-        let body = mapping::create_batch_json(message).map_err(Failure::Invalid)?;
-        let external_id = external_id(message, &headers);
+        let body = mapping::create_batch_json(&message).map_err(Failure::Invalid)?;
+        let external = arrived.external_id.as_deref().map(|id| External {
+            id: external_id(id, &headers),
+            message,
+        });
         let caller = credentials::fingerprint(&headers);
         headers.insert(REQUEST_ID, record.request_id().clone());
 
         let ticket = Ticket {
             record: record.clone(),
             purpose: credentials::purpose(caller, &body),
-            external_id: external_id.clone(),
+            external_id: external.as_ref().map(|external| external.id.clone()),
             deadline,
             commit: arrived.commit.clone(),
         };
         let call = Arc::new(CreateCall {
             headers,
-            message: message.clone(),
             body: body.into(),
-            external_id,
+            external,
             attempt: Attempt::of_call(metadata),
             caller,
             deadline,
@@ -128,19 +133,18 @@ impl Gateway {
 }
 
 /// An external id counts within its organization and sandbox.
-fn external_id(message: &CreateBatchRequest, headers: &HeaderMap) -> Option<ExternalId> {
-    let id = message.external_id.clone().filter(|id| !id.is_empty())?;
+fn external_id(id: &str, headers: &HeaderMap) -> ExternalId {
     let header = |name| {
         headers
             .get(name)
             .map_or(Vec::new(), |v: &HeaderValue| v.as_bytes().to_vec())
     };
     let [_, _, organization, sandbox] = credentials::NAMES;
-    Some(ExternalId {
+    ExternalId {
         organization: header(organization),
         sandbox: header(sandbox),
-        id,
-    })
+        id: id.to_owned(),
+    }
 }
 
 fn answer(settled: Settled, request_id: HeaderValue) -> Response<CreateBatchResponse> {

@@ -14,7 +14,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -31,6 +31,9 @@ pub const OUTCOME: HeaderName = HeaderName::from_static("aep-batch-outcome");
 
 /// Tells gRPC clients when to try again (gRFC A6).
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// Keeps Envoy from retrying what another gateway would be told as well.
+const ENVOY_RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 
 /// "Experience Platform troubleshooting guide: API status codes".
 const API_HELP: &str =
@@ -214,6 +217,7 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
             tell("upstreamReport", error.report.as_deref(), 600);
             tell("upstreamRequestId", refusal.request_id.as_deref(), 128);
             if refusal.status == StatusCode::TOO_MANY_REQUESTS {
+                metadata.insert(ENVOY_RATE_LIMITED, HeaderValue::from_static("true"));
                 details.add_quota_failure_violation(
                     "x-gw-ims-org-id",
                     "The API accepts 138 batches per minute and user.",

@@ -290,6 +290,10 @@ fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
         .max_concurrent_streams(256)
         // 16 KiB of metadata, and what HTTP/2 counts for each name (RFC 9113, section 6.5.2).
         .max_header_list_size(32 * 1024)
+        // A proxy may send all that waits for a connection before it has heard of that limit.
+        // Each stream that is refused counts, and past this many the connection would be cut,
+        // with the calls that were taken. It bounds what a rapid reset costs (CVE-2023-44487).
+        .max_local_error_reset_streams(10_000)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(4 * 1024 * 1024)
         .keep_alive_interval(Duration::from_secs(30))

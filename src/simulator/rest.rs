@@ -343,12 +343,14 @@ fn catalog(state: &State, method: &Method, path: &str, uri: &http::Uri) -> Answe
         None => return problem(StatusCode::NOT_FOUND, "No such resource"),
     };
     let limit = query("limit").and_then(|limit| limit.parse().ok());
+    let (external_id, dataset) = (query("externalId"), query("dataSet"));
+    let (status, properties, now) = (query("status"), query("properties"), Instant::now());
     let mut memory = state.memory();
     if let Some(status) = memory.next_look_ups.pop_front() {
         return api_error(status);
     }
     let mut batches: Vec<&Value> = (memory.batches.iter())
-        .filter(|(visible, _)| *visible <= Instant::now())
+        .filter(|(visible, _)| *visible <= now)
         .map(|(_, batch)| batch)
         .collect();
     // Newest first unless asked otherwise.
@@ -357,14 +359,18 @@ fn catalog(state: &State, method: &Method, path: &str, uri: &http::Uri) -> Answe
     }
     let found: Map<String, Value> = (batches.into_iter())
         .filter(|batch| wanted_id.is_none_or(|id| batch["id"] == id))
-        .filter(|batch| query("externalId").is_none_or(|id| batch["externalId"] == *id))
-        .filter(|batch| query("dataSet").is_none_or(|id| of_dataset(batch, &id)))
-        .filter(|batch| query("status").is_none_or(|word| batch["status"] == *word))
+        .filter(|batch| {
+            external_id
+                .as_ref()
+                .is_none_or(|id| batch["externalId"] == **id)
+        })
+        .filter(|batch| dataset.as_ref().is_none_or(|id| of_dataset(batch, id)))
+        .filter(|batch| status.as_ref().is_none_or(|word| batch["status"] == **word))
         .take(limit.unwrap_or(100))
         .map(|batch| {
             let id = batch["id"].as_str().unwrap_or_default().to_owned();
             let mut batch = batch.clone();
-            if let (Some(names), Some(members)) = (query("properties"), batch.as_object_mut()) {
+            if let (Some(names), Some(members)) = (&properties, batch.as_object_mut()) {
                 members.retain(|name, _| names.split(',').any(|wanted| wanted == name));
             }
             (id, batch)

@@ -17,8 +17,15 @@ pub(super) enum Form {
     Multi,
 }
 
-/// The context that a call carries. One without ids only says whether to
-/// sample, and is no context.
+/// Whether a call without ids says that it is not to be traced.
+pub(super) fn declines(headers: &HeaderMap) -> bool {
+    [SINGLE, SAMPLED].iter().any(|name| {
+        let value = headers.get(name).map(HeaderValue::as_bytes);
+        matches!(value, Some(b"0" | b"false"))
+    })
+}
+
+/// The context that a call carries.
 pub(super) fn extract(headers: &HeaderMap) -> Option<(SpanContext, Form)> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok();
     if let Some(value) = text(&SINGLE) {
@@ -157,5 +164,19 @@ mod tests {
             assert!(extract(&map).is_none(), "{value:?}");
         }
         assert!(extract(&headers(&[("x-b3-traceid", TRACE)])).is_none());
+    }
+
+    #[test]
+    fn a_call_can_decline_to_be_traced() {
+        for (name, value, declined) in [
+            ("b3", "0", true),
+            ("b3", "1", false),
+            ("x-b3-sampled", "0", true),
+            ("x-b3-sampled", "1", false),
+        ] {
+            let headers = headers(&[(name, value)]);
+            assert!(extract(&headers).is_none());
+            assert_eq!(declines(&headers), declined, "{name}: {value}");
+        }
     }
 }

@@ -134,11 +134,11 @@ impl CallRecord {
 
     /// A request to the API begins, at this host.
     pub fn request(self: &Arc<Self>, call: RestCall, host: Option<&str>) -> RestRequest {
+        self.requests.fetch_add(1, Relaxed);
         RestRequest::begin(call, host, self.clone())
     }
 
     pub(super) fn request_ended(&self, took: Duration) {
-        self.requests.fetch_add(1, Relaxed);
         self.upstream.fetch_add(took.as_micros() as u64, Relaxed);
     }
 
@@ -298,7 +298,7 @@ impl Call {
         metrics.calls_in_flight.inc();
         let caller = TraceContext::of_caller(headers);
         let trace = match &telemetry.tracer {
-            Some(tracer) => {
+            Some(tracer) if !caller.is_declined => {
                 let name = format!("{BATCH_SERVICE}/{}", method.as_str());
                 let attributes = [
                     KeyValue::new("rpc.system.name", "grpc"),
@@ -312,7 +312,7 @@ impl Call {
                     .start_with_context(tracer, &parent);
                 caller.at(parent.with_span(span))
             }
-            None => caller,
+            _ => caller,
         };
         Call(Arc::new(CallRecord {
             trace,

@@ -2,7 +2,7 @@
 
 use std::{env, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::{
     Context,
     propagation::TextMapPropagator,
@@ -19,6 +19,8 @@ use opentelemetry_sdk::{
 use super::b3;
 
 const NAME: &str = "aep-batch-gateway";
+
+const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// How long the last spans may take to leave when the gateway stops.
 const LAST_SPANS: Duration = Duration::from_secs(2);
@@ -107,6 +109,8 @@ pub(super) struct TraceContext {
     /// With the span that the next one is below. None: no trace.
     pub(super) context: Option<Context>,
     b3: Option<b3::Form>,
+    /// The caller has no trace, and says that none is to begin here.
+    pub(super) is_declined: bool,
 }
 
 impl TraceContext {
@@ -120,6 +124,7 @@ impl TraceContext {
         let form = b3.as_ref().map(|(_, form)| *form);
         let remote = remote.or_else(|| b3.map(|(context, _)| context));
         TraceContext {
+            is_declined: remote.is_none() && b3::declines(headers),
             context: remote.map(|remote| Context::new().with_remote_span_context(remote)),
             b3: form,
         }
@@ -129,7 +134,7 @@ impl TraceContext {
     pub(super) fn at(&self, context: Context) -> Self {
         TraceContext {
             context: Some(context),
-            b3: self.b3,
+            ..*self
         }
     }
 
@@ -140,6 +145,10 @@ impl TraceContext {
             return;
         };
         TraceContextPropagator::new().inject_context(context, &mut HeaderInjector(headers));
+        // The propagator writes it even if the caller sent none.
+        if headers.get(TRACE_STATE).is_some_and(HeaderValue::is_empty) {
+            headers.remove(TRACE_STATE);
+        }
         if let Some(form) = self.b3 {
             b3::inject(form, context.span().span_context(), headers);
         }

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Tests the gateway behind a real Envoy: run.sh [PATH OF THE GATEWAY [CALLS]]
 # CALLS is for each scenario with random faults: 300 by default, 3000 in full.
-# SCENARIOS='4 7' runs only these. What it installs goes to .run, and is used
-# again by the next run. The logs go there too.
+# SCENARIOS='4 ejection tls' runs only these: a number, a name, or all of a module.
+# What it installs goes to .run, and is used again by the next run. The logs go
+# there too.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -36,4 +37,9 @@ unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY grpc_pro
 for variable in "${!AEP_GATEWAY_@}"; do
     unset "$variable"
 done
-PYTHONPATH=$run/proto exec "$run/venv/bin/python" "$here/suite.py" "$gateway" "$calls"
+for variable in "${!OTEL_@}"; do
+    unset "$variable"
+done
+# Thousands of connections at once, where the system allows it.
+ulimit -S -n 20000 2>/dev/null || true
+CALLS=$calls PYTHONPATH=$run/proto exec "$run/venv/bin/python" "$here/suite.py" "$gateway"

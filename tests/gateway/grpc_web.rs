@@ -8,7 +8,7 @@ use aep_batch_gateway::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Buf;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 use prost::Message;
 use reqwest::{Client, Method, Response, header};
 use tokio::{
@@ -19,9 +19,10 @@ use tokio::{
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::support::{CREDENTIALS, Gateway, frame, request, simulator};
+use crate::support::{
+    Authority, CREATE, CREDENTIALS, Gateway, TlsFolder, frame, request, simulator,
+};
 
-const CREATE: &str = "/aep.ingestion.v1.BatchService/CreateBatch";
 const PAGE: &str = "https://app.example.com";
 const WEB: &str = "--grpc-web";
 const ORIGINS: &str = "--grpc-web-origins=https://app.example.com,http://localhost:3000";
@@ -108,12 +109,13 @@ async fn send(
     if kind.contains("-text") {
         body = BASE64_STANDARD.encode(body).into();
     }
-    send_bytes(client, gateway, kind, body, more).await
+    let url = format!("http://{}", gateway.listen);
+    send_bytes(client, &url, kind, body, more).await
 }
 
 async fn send_bytes(
     client: &Client,
-    gateway: &Gateway,
+    url: &str,
     kind: &str,
     body: Vec<u8>,
     more: &[(&'static str, &'static str)],
@@ -123,7 +125,7 @@ async fn send_bytes(
         headers.insert(*name, HeaderValue::from_static(value));
     }
     let call = client
-        .post(format!("http://{}{CREATE}", gateway.listen))
+        .post(format!("{url}{CREATE}"))
         .headers(headers)
         .header("content-type", kind)
         .header("x-grpc-web", "1")
@@ -169,6 +171,32 @@ async fn a_batch_in_every_form() {
     }
     // gRPC goes on as ever beside it.
     assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn a_batch_inside_tls() {
+    let authority = Authority::new("web");
+    let folder = TlsFolder::new("web", &authority.issue(&["localhost"]), &authority);
+    let flags = folder.tls();
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let (_upstream, gateway) = start(&flags).await;
+    let certificate = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+    let port = gateway.listen.rsplit(':').next().unwrap();
+    let url = format!("https://localhost:{port}");
+    let kind = "application/grpc-web";
+    for (http1_only, version) in [(false, Version::HTTP_2), (true, Version::HTTP_11)] {
+        let client = Client::builder()
+            .no_proxy()
+            .tls_certs_only([certificate.clone()]);
+        let client = match http1_only {
+            true => client.http1_only(),
+            false => client, // what ALPN says
+        };
+        let client = client.build().unwrap();
+        let answer = send_bytes(&client, &url, kind, frame(&request()), &[]).await;
+        assert_eq!(answer.version(), version);
+        assert_eq!(Answer::of(answer).await.status().code(), Code::Ok);
+    }
 }
 
 #[tokio::test]
@@ -251,6 +279,7 @@ async fn what_is_too_large_or_no_message_is_refused() {
     promised[1] = 0xff; // a length of 4 GB
     let text = |bytes: &[u8]| BASE64_STANDARD.encode(bytes).into_bytes();
     let (too_large, bad) = ("MESSAGE_TOO_LARGE", "INVALID_REQUEST");
+    let url = format!("http://{}", gateway.listen);
     for client in [http1(), http2()] {
         for (kind, body, reason) in [
             ("application/grpc-web", large.clone(), too_large),
@@ -267,7 +296,7 @@ async fn what_is_too_large_or_no_message_is_refused() {
             ),
         ] {
             let shown = String::from_utf8_lossy(&body[..10]).into_owned();
-            let answer = send_bytes(&client, &gateway, kind, body, &[]).await;
+            let answer = send_bytes(&client, &url, kind, body, &[]).await;
             let answer = Answer::of(answer).await;
             assert_eq!(answer.reason(), reason, "{kind} {shown}");
             assert_eq!(answer.trailers["aep-batch-outcome"], "NOT_CREATED");

@@ -14,7 +14,9 @@ cannot() {
     exit 2
 }
 
-command -v npm >/dev/null || cannot "npm is not installed"
+for program in npm openssl; do
+    command -v "$program" >/dev/null || cannot "$program is not installed"
+done
 node --input-type=module -e 'process.exit(import.meta.dirname ? 0 : 1)' ||
     cannot "node is older than 20.11"
 [[ -x $gateway ]] || cannot "no gateway at $gateway: run cargo build, or name it as argument"

@@ -91,7 +91,7 @@ async function visit(site, gateway, may) {
   const log = openSync(path.join(here, ".run", "chromium.log"), "a");
   const browser = run(chromium, [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server",
-    "--remote-debugging-port=0", `--user-data-dir=${profile}`, url,
+    "--ignore-certificate-errors", "--remote-debugging-port=0", `--user-data-dir=${profile}`, url,
   ], ["ignore", log, log]);
   const exit = once(browser, "exit");
   let timer;
@@ -128,6 +128,17 @@ try {
     `--upstream-url=${api.upstream_url}`, `--catalog-url=${api.catalog_url}`, "--grpc-web", ...flags,
   ]);
   const open = `http://${(await serve("gateway", `--grpc-web-origins=${ours.origin}`)).listen}`;
+  const certificate = ["cert", "key"].map((name) => path.join(here, ".run", `${name}.pem`));
+  execFileSync("openssl", [
+    "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "2",
+    "-subj", "/CN=gateway", "-addext", "subjectAltName=IP:127.0.0.1",
+    "-out", certificate[0], "-keyout", certificate[1],
+  ], { stdio: "ignore" });
+  const tls = await serve(
+    "gateway-tls", `--grpc-web-origins=${ours.origin}`,
+    `--tls-cert-file=${certificate[0]}`, `--tls-key-file=${certificate[1]}`,
+  );
+  const inTls = `https://${tls.listen}`;
   const closed = `http://${(await serve("gateway-no-origins")).listen}`;
 
   const registry = await load(descriptor);
@@ -136,13 +147,19 @@ try {
   }
   for (const [what, site, gateway, may] of [
     ["a page of a named origin", ours, open, "call"],
+    ["TLS and HTTP/2", ours, inTls, "call"],
     ["a page of another origin", foreign, open, "not"],
     ["no origin is named", ours, closed, "not"],
   ]) {
     const results = await visit(site, gateway, may);
     for (const [name, result] of Object.entries(results)) tell(`Chromium, ${what}, ${name}`, result);
   }
-  for (const site of [ours, foreign]) site.server.close();
+  // Over HTTP/1.1 each call would have a connection of its own.
+  const metrics = await (await fetch(`http://${tls.admin}/metrics`)).text();
+  const connections = Number(/^aep_gateway_accepted_connections_total (.*)$/m.exec(metrics)?.[1]);
+  tell("Chromium, TLS and HTTP/2", [
+    { name: "many calls on a connection", ok: connections <= 4, told: `${connections} connections` },
+  ]);
 } catch (error) {
   tell("suite", [{ name: "runs", ok: false, told: error.stack }]);
 }

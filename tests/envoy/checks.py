@@ -1,0 +1,17 @@
+"""What was checked, and what came of it."""
+
+passed = failed = 0
+
+
+def check(what, holds, *shown):
+    global passed, failed
+    passed, failed = (passed + 1, failed) if holds else (passed, failed + 1)
+    print(f"  {'ok     ' if holds else 'FAILED '} {what}", flush=True)
+    if not holds:
+        for thing in shown[:5]:
+            print(f"           {thing}")
+
+
+def show(value, what):
+    """A figure that is reported, not checked."""
+    print(f"    {value:>7} {what}")
