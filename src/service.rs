@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
@@ -58,6 +59,10 @@ impl BatchService for Gateway {
                 let call = CallNames {
                     request_id: record.request_id(),
                     external_id: arrived.external_id.as_deref(),
+                    time_left: deadline::of_call(metadata, record.started())
+                        .ok()
+                        .flatten()
+                        .map(|deadline| deadline.saturating_duration_since(Instant::now())),
                 };
                 Err(status::from_failure(&failure, call))
             }

@@ -172,13 +172,15 @@ fn means_no_credentials(code: Option<&str>) -> bool {
     matches!(code, Some("403010" | "403000" | "403003" | "401013"))
 }
 
-/// What of a call its status repeats.
+/// What of a call its status needs.
 #[derive(Clone, Copy, Debug)]
 pub struct CallNames<'a> {
     /// `x-request-id`, ours or the caller's.
     pub request_id: &'a http::HeaderValue,
     /// `external_id` of the request.
     pub external_id: Option<&'a str>,
+    /// How long the caller still waits, if it set a deadline.
+    pub time_left: Option<Duration>,
 }
 
 /// The status for a failed call, with its details. All of its metadata
@@ -241,7 +243,7 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
     if let Some(delay) = retry_delay(row, failure) {
         details.set_retry_info(Some(delay));
         if row.code == Code::ResourceExhausted || retry_after(failure).is_some() {
-            metadata.insert(RETRY_PUSHBACK, (delay.as_millis() as u64).into());
+            metadata.insert(RETRY_PUSHBACK, pushback(delay, call.time_left));
         }
     }
     details.set_error_info(row.reason, DOMAIN, info);
@@ -319,6 +321,16 @@ fn retry_delay(row: &Row, failure: &Failure) -> Option<Duration> {
         // The API's limit is one per minute, and it may not say how much of it is over.
         Code::ResourceExhausted => Some(retry_after(failure).unwrap_or(Duration::from_secs(5))),
         _ => None,
+    }
+}
+
+/// A client library that retries waits for that long even if its own deadline
+/// comes first, and then never tells what we said. So where there is no time
+/// for another try it is told not to try (gRFC A6).
+fn pushback(delay: Duration, time_left: Option<Duration>) -> http::HeaderValue {
+    match time_left {
+        Some(left) if left <= delay => http::HeaderValue::from_static("-1"),
+        _ => (delay.as_millis() as u64).into(),
     }
 }
 

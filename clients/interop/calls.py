@@ -19,7 +19,9 @@ LONG = "Größe überschritten 🚫 100 %\n" * 500  # what an API may say of an 
 
 ANSWERS = {
     "every-field": (201, samples.REST_ANSWER),
+    "empty-tag": (201, {"id": "1", "tags": {"one": ["1"], "none": []}}),
     "long-error": (400, {"title": LONG, "detail": LONG, "report": LONG}),
+    "busy": (503, {"error_code": "503000", "message": "busy"}, {"retry-after": "30"}),
 }
 
 
@@ -34,7 +36,7 @@ class Failure:
     order: dict = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     batches: int = 0  # that it makes nevertheless
-    tries: int = 1  # of the client; 0: any number
+    tries: int = 1  # of the client
     fields: list[str] = field(default_factory=list)  # in BadRequest
     details: list[str] = field(default_factory=list)  # besides ErrorInfo
     retry: str | None = None  # in RetryInfo
@@ -91,8 +93,9 @@ FAILURES = [
         "HTTP 429",
         "RESOURCE_EXHAUSTED",
         "API_RATE_LIMITED",
-        faults=["status-429"] * ENOUGH,
-        tries=0,
+        # The API asks for 2 s, so neither gateway nor client has the time to repeat it.
+        order={"seconds": 1.5},
+        faults=["status-429"],
         details=["QuotaFailure", "Help"],
         retry="2s",
     ),
@@ -184,8 +187,17 @@ def play(report: Report, gateway: Gateway, api_gateway: Gateway, api: wire.Api, 
     with report.check("an error longer than metadata may be, and not in ASCII"):
         long_error(api_gateway, player)
 
+    with report.check("UNAVAILABLE: an API that asks for more time than there is"):
+        told = player.create({"datasetId": "busy"}, address=api_gateway.address, seconds=3)
+        assert_failure(told, Failure("", "UNAVAILABLE", "API_UNAVAILABLE", retry="30s"))
+
     with report.check("every field of the request and of the answer"):
         every_field(api_gateway, api, player)
+    with report.check("a tag without values"):
+        told = player.create({"datasetId": "empty-tag"}, address=api_gateway.address)
+        batch = assert_ok(told)["batch"]
+        assert_equal(batch["tags"], {"one": {"values": ["1"]}}, "tags")
+        assert_equal(batch["extra"], {"tags": {"one": ["1"], "none": []}}, "extra")
     with report.check("an answer equals the ledger, and is not in ASCII"):
         equals_ledger(gateway, player)
     with report.check("the same external id: the batch is found"):
@@ -276,7 +288,7 @@ def fails(gateway: Gateway, player: Player, failure: Failure) -> None:
     ledger = gateway.batches()
     assert_failure(told, failure)
     assert_equal(len(ledger) - batches, failure.batches, "new batches")
-    if failure.tries and "aep.ingestion.v2" not in order.get("path", ""):  # is not counted
+    if "aep.ingestion.v2" not in order.get("path", ""):  # is not counted
         assert_equal(started(gateway) - calls, failure.tries, "tries")
 
     details = details_of(told)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 START = 30  # seconds in which a process must be there
 SLACK = 30  # seconds that a call may take beyond its deadline
+PROCESSES: list[subprocess.Popen] = []  # all that were started
 
 CREDENTIALS = [
     ["authorization", "Bearer demo"],
@@ -40,6 +41,7 @@ class Gateway:
             self.process = subprocess.Popen(
                 [program, *command], stdout=subprocess.PIPE, stderr=errors, text=True
             )
+        PROCESSES.append(self.process)
         with time_limit(self.process, START):
             first = self.process.stdout.readline()
             said = first
@@ -99,6 +101,7 @@ class Player:
                 text=True,
                 encoding="utf-8",
             )
+        PROCESSES.append(self.process)
         self.log = log
 
     def tell(self, do: str, **order) -> dict:

@@ -3,6 +3,8 @@
 FOLDER is where test.sh has installed things. Each client has gateways of its own,
 so all play at the same time."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ import examples
 import samples
 import tools
 import wire
-from gateway import Gateway, Player, clean_environment
+from gateway import PROCESSES, Gateway, Player, clean_environment
 from report import Report
 
 CLIENTS = Path(__file__).resolve().parent.parent
@@ -72,6 +74,8 @@ LANGUAGES = {
 def main() -> int:
     program, folder, *names = sys.argv[1:]
     clean_environment()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
     with Report("suite").check("the samples have every field of the proto"):
         missing = samples.missing_fields(ROOT / "proto/aep/ingestion/v1/batch_service.proto")
         assert not missing, ", ".join(missing)
@@ -84,6 +88,12 @@ def main() -> int:
         play.join()
     print(f"{Report.passed} passed, {Report.failed} failed")
     return int(Report.failed > 0)
+
+
+def leave(*_) -> None:
+    for process in PROCESSES:
+        process.kill()
+    os._exit(1)
 
 
 def guarded(play, program: str, folder: Path, name: str) -> None:

@@ -12,9 +12,11 @@ ACK = 1
 
 
 class Api:
-    """An API that answers a create by its dataset, and remembers what it was sent."""
+    """An API that answers a create by its dataset, and remembers what it was sent.
 
-    def __init__(self, answers: dict[str, tuple[int, dict]]) -> None:
+    An answer is a status, a body and, where it has some, further headers."""
+
+    def __init__(self, answers: dict[str, tuple]) -> None:
         self.received: list[dict] = []
         api = self
 

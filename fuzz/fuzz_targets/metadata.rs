@@ -97,6 +97,7 @@ fn is_harmless(failure: &Failure, id: &HeaderValue) {
     let call = CallNames {
         request_id: id,
         external_id: None,
+        time_left: None,
     };
     let status = status::from_failure(failure, call);
     assert!(!format!("{status:?}").contains(SECRET));

@@ -44,6 +44,7 @@ fn send(input: &mut Unstructured<'_>) -> Result<()> {
     let call = CallNames {
         request_id: &credentials::request_id(&metadata),
         external_id,
+        time_left: None,
     };
     let response = status::from_failure(&failure, call).into_http::<()>();
 

@@ -187,14 +187,15 @@ fn read_replay(replay: &mut Replay, name: &str, json: Json<'_>) -> bool {
 /// or an array of such objects (the reference's example).
 fn read_tags(tags: &mut BTreeMap<String, TagValues>, json: Json<'_>) -> bool {
     tags.clear();
-    let Some(objects) = json.array() else {
-        return read_tag_object(tags, json);
-    };
     let mut held = true;
-    for object in objects {
+    for object in json.array().unwrap_or_else(|| vec![json]) {
         held &= read_tag_object(tags, object);
     }
-    held
+    // A tag without values would be a map entry without a value on the wire, which
+    // protobuf.js cannot read (its issue 1828): a Node client would lose the answer.
+    let all = tags.len();
+    tags.retain(|_, tag| !tag.values.is_empty());
+    held && tags.len() == all
 }
 
 fn read_tag_object(tags: &mut BTreeMap<String, TagValues>, json: Json<'_>) -> bool {
@@ -527,11 +528,13 @@ mod tests {
             r#"{"a":{"nested":1}}"#,
             r#"{"a":[["x"]]}"#,
             r#"{"a":null}"#,
+            r#"{"a":[],"b":["x"]}"#,
             r#"[{"a":["1"]},{"a":["2"]}]"#,
             r#""a""#,
         ] {
             let batch = with(&format!(r#""tags":{form}"#));
             assert_eq!(extra(&batch, "tags"), Some(json(form)), "{form}");
+            assert!(batch.tags.values().all(|tag| !tag.values.is_empty()));
         }
     }
 

@@ -45,8 +45,9 @@ fn replay() -> impl Strategy<Value = Replay> {
     })
 }
 
-fn tags() -> impl Strategy<Value = BTreeMap<String, TagValues>> {
-    let values = vec(".*", 0..3).prop_map(|values| TagValues { values });
+/// Tags of which each has at least so many values.
+fn tags(least: usize) -> impl Strategy<Value = BTreeMap<String, TagValues>> {
+    let values = vec(".*", least..3).prop_map(|values| TagValues { values });
     btree_map(".*", values, 0..4)
 }
 
@@ -56,7 +57,7 @@ fn request() -> impl Strategy<Value = CreateBatchRequest> {
         option::of(".*"),
         option::of(input_format()),
         option::of(replay()),
-        tags(),
+        tags(0),
         option::of(any::<bool>()),
         // Halves: serde_json, which reads the body back here, rounds long fractions.
         option::of((0..=200).prop_map(|halves| f64::from(halves) / 2.0)),
@@ -110,7 +111,7 @@ fn batch() -> impl Strategy<Value = Batch> {
         (time(), time(), time(), time()),
         (1..=18, count(), count(), count()),
         (option::of(input_format()), vec(related_object(), 0..3)),
-        (tags(), vec(error(), 0..3), option::of(replay())),
+        (tags(1), vec(error(), 0..3), option::of(replay())),
     )
         .prop_map(|(texts, times, numbers, objects, lists)| Batch {
             id: texts.0,

@@ -294,6 +294,10 @@ async fn a_rate_limit_says_when_to_come_back() {
     let answer = gateway.raw(&[]).await;
     assert_eq!(answer.code(), Code::Unavailable);
     assert_eq!(answer.trailers["grpc-retry-pushback-ms"], "9000");
+    // A client that waited 9 s would miss its deadline, and with it this answer.
+    let answer = gateway.raw(&[("grpc-timeout", "3S")]).await;
+    assert_eq!(answer.code(), Code::Unavailable);
+    assert_eq!(answer.trailers["grpc-retry-pushback-ms"], "-1");
 }
 
 #[tokio::test]
