@@ -48,6 +48,7 @@ impl BatchService for Gateway {
             record: record.unwrap_or_else(|| self.record(metadata)),
             commit: extensions.get().cloned().unwrap_or_default(),
             external_id: message.external_id.clone().filter(|id| !id.is_empty()),
+            deadline: None,
         };
         let result = self.create(&mut arrived, message).await;
 
@@ -59,9 +60,8 @@ impl BatchService for Gateway {
                 let call = CallNames {
                     request_id: record.request_id(),
                     external_id: arrived.external_id.as_deref(),
-                    time_left: deadline::of_call(metadata, record.started())
-                        .ok()
-                        .flatten()
+                    time_left: arrived
+                        .deadline
                         .map(|deadline| deadline.saturating_duration_since(Instant::now())),
                 };
                 Err(status::from_failure(&failure, call))
@@ -76,6 +76,7 @@ struct Arrived<'a> {
     record: Arc<CallRecord>,
     commit: Commit,
     external_id: Option<String>,
+    deadline: Option<Instant>,
 }
 
 impl Gateway {
@@ -92,6 +93,7 @@ impl Gateway {
     ) -> Result<Settled, Failure> {
         let (metadata, record) = (arrived.metadata, &arrived.record);
         let deadline = deadline::of_call(metadata, record.started())?;
+        arrived.deadline = deadline;
         let mut headers = self.credentials.headers(metadata)?;
         if arrived.external_id.is_none()
             && let Some(key) = credentials::idempotency_key(metadata)?
