@@ -264,16 +264,16 @@ pub fn protocol_row(code: Code) -> &'static Row {
 }
 
 /// The status for such a call, with tonic's message.
-pub fn from_protocol_error(row: &Row, message: &str) -> Status {
+pub fn from_protocol_error(row: &Row, message: &str, request_id: Option<&HeaderValue>) -> Status {
     let message = match message {
         "" => "The method is not known",
         message => message.trim_end_matches('.'),
     };
-    refused_before_service(row, message)
+    refused_before_service(row, message, request_id)
 }
 
 /// The status for every call of a client whose certificate is not on the list.
-pub fn client_not_allowed(identity: Option<&str>) -> Status {
+pub fn client_not_allowed(identity: Option<&str>, request_id: Option<&HeaderValue>) -> Status {
     let message = match identity {
         Some(name) => format!(
             "The client certificate names {}, which is not among --tls-allowed-clients",
@@ -281,20 +281,25 @@ pub fn client_not_allowed(identity: Option<&str>) -> Status {
         ),
         None => "The client certificate names no URI and no host".to_owned(),
     };
-    refused_before_service(&CLIENT_NOT_ALLOWED, &message)
+    refused_before_service(&CLIENT_NOT_ALLOWED, &message, request_id)
 }
 
-fn refused_before_service(row: &Row, message: &str) -> Status {
+fn refused_before_service(row: &Row, message: &str, request_id: Option<&HeaderValue>) -> Status {
     let info = HashMap::from([("outcome".to_owned(), row.outcome.to_string())]);
     let mut details = ErrorDetails::new();
     details.set_error_info(row.reason, DOMAIN, info);
+    let mut metadata = HeaderMap::new();
+    if let Some(id) = request_id {
+        details.set_request_info(id.to_str().unwrap_or_default(), "");
+        metadata.insert(REQUEST_ID, id.clone());
+    }
     let sentence = format!("{message}. No batch was created.");
-    build(row, &sentence, details, HeaderMap::new())
+    build(row, &sentence, details, metadata)
 }
 
 /// The status for a call of a service that this server does not have.
 pub fn unknown_service() -> Status {
-    from_protocol_error(&UNSUPPORTED, "The service is not known")
+    from_protocol_error(&UNSUPPORTED, "The service is not known", None)
 }
 
 #[expect(

@@ -74,7 +74,8 @@ fn refused_by_tonic(
 ) -> (Response<Body>, Code) {
     let row = status::protocol_row(status.code());
     record.refused(row);
-    let status = status::from_protocol_error(row, status.message());
+    let id = record.request_id();
+    let status = status::from_protocol_error(row, status.message(), Some(id));
     let mut refusal: Response<Body> = status.into_http();
     if let Some(encodings) = response.headers().get("grpc-accept-encoding") {
         let headers = refusal.headers_mut();

@@ -99,7 +99,8 @@ impl GrpcServices {
             return response.map(|body| Body::new(Sent { body, call }));
         }
         if !self.peer.allowed {
-            return status::client_not_allowed(self.peer.identity.as_deref()).into_http();
+            let identity = self.peer.identity.as_deref();
+            return status::client_not_allowed(identity, None).into_http();
         }
         let other = self.others.iter().find(|(name, _)| *name == service);
         match other {
@@ -118,7 +119,8 @@ impl GrpcServices {
     ) -> Response<Body> {
         if !self.peer.allowed {
             record.refused(&status::CLIENT_NOT_ALLOWED);
-            return status::client_not_allowed(self.peer.identity.as_deref()).into_http();
+            let (identity, id) = (self.peer.identity.as_deref(), record.request_id());
+            return status::client_not_allowed(identity, Some(id)).into_http();
         }
         let commit = Commit::default();
         request.extensions_mut().insert(record.clone());

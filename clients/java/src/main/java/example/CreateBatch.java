@@ -1,8 +1,8 @@
 package example;
 
 import aep.ingestion.v1.BatchServiceGrpc;
-import aep.ingestion.v1.BatchServiceOuterClass.Batch;
-import aep.ingestion.v1.BatchServiceOuterClass.CreateBatchRequest;
+import aep.ingestion.v1.Batch;
+import aep.ingestion.v1.CreateBatchRequest;
 import com.google.gson.Gson;
 import com.google.protobuf.util.Durations;
 import com.google.rpc.BadRequest;

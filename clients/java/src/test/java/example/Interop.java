@@ -1,8 +1,8 @@
 package example;
 
 import aep.ingestion.v1.BatchServiceGrpc;
-import aep.ingestion.v1.BatchServiceOuterClass.CreateBatchRequest;
-import aep.ingestion.v1.BatchServiceOuterClass.CreateBatchResponse;
+import aep.ingestion.v1.CreateBatchRequest;
+import aep.ingestion.v1.CreateBatchResponse;
 import com.google.common.util.concurrent.ListenableFuture;
 import com.google.gson.Gson;
 import com.google.gson.JsonParser;
