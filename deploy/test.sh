@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests the Helm chart and the examples: test.sh [PATH OF THE GATEWAY]
 # What it installs goes to .test, and is used again by the next run. Helm is built
-# from source, which takes some minutes the first time.
+# from source, which takes some minutes the first time: test.sh --build does no more.
 set -euo pipefail
 
 HELM=helm.sh/helm/v4/cmd/helm@v4.3.1
@@ -26,12 +26,6 @@ cannot() {
 for program in go openssl python3; do
     command -v "$program" >/dev/null || cannot "$program is not installed"
 done
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
-python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)"
-files=$(ulimit -Hn)
-[[ $files == unlimited ]] || ((files >= 8192)) || cannot "a process may open $files files, not 8192 (ulimit -Hn)"
-[[ -x $gateway ]] || cannot "no gateway at $gateway: run cargo build, or name it as argument"
-
 # build MODULE/cmd/NAME@VERSION: only if it is not there in that version
 build() {
     local package=${1%@*} version=${1#*@}
@@ -42,11 +36,18 @@ build() {
         GOBIN=$tools/bin CGO_ENABLED=0 go install -ldflags "-s -w" "$1" || cannot "$name was not built"
     fi
 }
+build "$HELM"
+build "$KUBECONFORM"
+[[ ${1-} != --build ]] || exit 0
+
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
+python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)"
+files=$(ulimit -Hn)
+[[ $files == unlimited ]] || ((files >= 8192)) || cannot "a process may open $files files, not 8192 (ulimit -Hn)"
+[[ -x $gateway ]] || cannot "no gateway at $gateway: run cargo build, or name it as argument"
 
 echo "installing"
 mkdir -p "$tools/proto"
-build "$HELM"
-build "$KUBECONFORM"
 crds=()
 for definitions in "${CRDS[@]}"; do
     version=${definitions#*@}
