@@ -122,12 +122,12 @@ impl CallRecord {
         &self.telemetry
     }
 
-    /// Bytes of the request's message have arrived.
+    /// Bytes of the request's body have arrived.
     pub fn received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Bytes of the answer's message have left.
+    /// Bytes of the answer's body have left.
     pub fn sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Relaxed);
     }
@@ -255,6 +255,13 @@ impl CallRecord {
     }
 }
 
+/// Bytes of a body, less what frames its one message (the gRPC over HTTP/2
+/// protocol).
+fn message_size(body: &AtomicU64) -> f64 {
+    const PREFIX: u64 = 5;
+    body.load(Relaxed).saturating_sub(PREFIX) as f64
+}
+
 fn milliseconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e3
 }
@@ -346,10 +353,8 @@ impl Drop for Call {
         let method = metrics.method(record.method);
         metrics.calls_in_flight.dec();
         method.handled(code).inc();
-        method
-            .received
-            .observe(record.received.load(Relaxed) as f64);
-        method.sent.observe(record.sent.load(Relaxed) as f64);
+        method.received.observe(message_size(&record.received));
+        method.sent.observe(message_size(&record.sent));
         let exemplar = record
             .trace
             .sampled_id()

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
+use prost::Message;
 use serde_json::Value;
 use tokio::{net::TcpListener, time::timeout};
 use tonic::Code;
@@ -338,6 +339,10 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
     let sizes = "grpc_server_call_rcvd_total_compressed_message_size_bytes_count\
         {grpc_type=\"unary\",grpc_service=\"aep.ingestion.v1.BatchService\",grpc_method=\"CreateBatch\"}";
     gateway.counts(sizes, "1").await;
+    let size = request().encoded_len() as f64;
+    gateway
+        .counts(&sizes.replace("_count", "_sum"), &format!("{size:?}"))
+        .await;
 
     let url = format!("http://{}/metrics", gateway.admin);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
