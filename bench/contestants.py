@@ -42,7 +42,7 @@ def takes_connections(port):
 class Program:
     """A running program. Standard error goes to a file, which is emptied before it grows large."""
 
-    def __init__(self, name, command, log_to_pipe=False):
+    def __init__(self, name, command, log_to_pipe=False, **environment):
         self.name, self.port, self.call = name, None, CALL
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
@@ -51,7 +51,8 @@ class Program:
         self.reader = None
         stderr = subprocess.PIPE if log_to_pipe else log
         self.process = subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=stderr
+            [str(part) for part in command], stdout=subprocess.PIPE, stderr=stderr,
+            env={**os.environ, **environment},
         )
         if log_to_pipe:
             self.reader = subprocess.Popen(

@@ -100,7 +100,7 @@ impl Api {
     }
 }
 
-async fn serve(api: Arc<Api>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+async fn serve(api: Arc<Api>, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
     let service = service_fn(|request| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.answer(request).await) }
