@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -63,14 +62,14 @@ def run_scenario(name, rounds, seconds, only=None):
         turns = [(known, pair) for pair in loads for known in names]
         if name == "one call":
             turns.append(("API alone", None))
-        # Latency has to be over before a turn is in full swing.
-        warm_up = max(0.3, 4 * latency / 1000)
         for number in range(rounds):
             first = number * len(turns) // rounds
             for known, pair in turns[first:] + turns[:first]:
                 if pair is None:
-                    turn, key = load.measure_api(api, seconds, warm_up), known
+                    turn, key = load.measure_api(api, seconds, 0.3), known
                 else:
+                    # Each call in flight may need a connection to the API.
+                    warm_up = 0.3 + pair[0] * pair[1] / 2000
                     turn = load.measure(programs[known], api, *pair, seconds, warm_up)
                     key = f"{known} {pair[0]}x{pair[1]}"
                 results.setdefault(key, []).append(turn)
@@ -146,7 +145,7 @@ def run_memory(idle):
 
 
 def run_starts(rounds):
-    """Milliseconds from exec to the first connection that is taken."""
+    """Milliseconds from exec to the end of the first call."""
     say("start")
     api = Api()
     commands = {
@@ -160,18 +159,18 @@ def run_starts(rounds):
     try:
         for _ in range(rounds):
             for name, command in commands.items():
-                port = free_port()
-                arguments = [str(part) for part in command(port)]
-                with open(os.devnull, "w") as nothing:
-                    began = time.perf_counter()
-                    process = subprocess.Popen(arguments, stdout=nothing, stderr=nothing)
+                began = time.perf_counter()
+                program = Program(f"start-{name}", command(port := free_port()))
+                try:
                     while not contestants.takes_connections(port):
-                        if process.poll() is not None:
-                            raise Failed(f"{name} ended at once: {arguments}")
+                        if program.process.poll() is not None:
+                            raise Failed(f"{name} ended at once; see {program.log}")
                         time.sleep(0.0002)
+                    program.port = port
+                    load.IdleConnections(program, 1).close()
                     results.setdefault(name, []).append((time.perf_counter() - began) * 1000)
-                process.kill()
-                process.wait()
+                finally:
+                    program.stop()
     finally:
         api.stop()
     for name, times in results.items():

@@ -173,7 +173,8 @@ def envoy(api, kind, workers=1, as_text=False):
 
 def vanguard(api, kind):
     port = free_port()
-    return Program("vanguard", [VANGUARD, f"127.0.0.1:{port}", api.url(kind)]).serves(port)
+    command = [VANGUARD, f"127.0.0.1:{port}", api.url(kind), kind]
+    return Program("vanguard", command, SSL_CERT_FILE=str(RUN / "ca.pem")).serves(port)
 
 
 # Name -> how it starts, given the API and how it is spoken to.

@@ -98,19 +98,24 @@ def timing(seconds, warm_up):
 
 def measure(program, api, connections, streams, seconds, warm_up):
     """One turn of one contestant."""
-    size = size_of_answer(program)
-    before, used = api.creates(), program.processor_seconds()
+    size, before = size_of_answer(program), api.creates()
     load = Load(
         url(program), connections, streams,
         [*timing(seconds, warm_up), f"--log-file={RUN / 'h2load.log'}"],
-    ).ends()
-    # Calls that h2load has left are finished, and counted on both sides.
+    )
+    # Without the beginning, when connections are opened, and the end, when calls are left.
+    time.sleep(warm_up)
+    first = program.processor_seconds(), api.creates()
+    time.sleep(seconds - 0.1)
+    last = program.processor_seconds(), api.creates()
+    load.ends()
     time.sleep(0.2)
-    used, creates = program.processor_seconds() - used, api.creates() - before
-    load.check(size, creates, connections * streams)
+    load.check(size, api.creates() - before, connections * streams)
     program.log.open("a").truncate(0)
+    if last[1] == first[1]:
+        raise Failed(f"{program.name} made no call within {seconds} s")
     return {
-        "cpu_us": used / creates * 1e6,
+        "cpu_us": (last[0] - first[0]) / (last[1] - first[1]) * 1e6,
         "per_second": load.number(r"finished in .*, ([\d.]+) req/s"),
         **percentiles(load.latencies()),
     }

@@ -92,7 +92,7 @@ def goals(results):
         amount("Memory of an idle connection", 20, "KiB", idle["gateway"], f"{idle['gateway']:.1f} KiB"),
         amount("Memory of a call in flight", 16, "KiB", flight["gateway"],
                f"{flight['gateway']:.1f} KiB"),
-        amount("From exec to serving", 20, "ms", start, f"{start:.1f} ms"),
+        amount("From exec to the end of the first call", 20, "ms", start, f"{start:.1f} ms"),
     ]
 
 
@@ -145,7 +145,7 @@ def rest_tables(results):
             [(name, *(f"{kind[name]:.1f}" for kind in kinds.values())) for name in kinds["idle"]],
         ))
     if "start" in results:
-        parts.append("From exec to the first connection that is taken, in ms:\n\n" + table(
+        parts.append("From exec to the end of the first call, in ms:\n\n" + table(
             ["contestant", "median", "least", "most"],
             [(name, *(f"{v:.1f}" for v in (median(times), min(times), max(times))))
              for name, times in results["start"].items()],

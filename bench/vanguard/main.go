@@ -1,6 +1,6 @@
 // A bridge made of vanguard-go: gRPC in, REST out, as its documentation shows it.
 //
-//	vanguard LISTEN UPSTREAM
+//	vanguard LISTEN UPSTREAM http1|h2c|tls
 package main
 
 import (
@@ -25,6 +25,10 @@ func main() {
 	// The default of 2 would open a connection for nearly every call.
 	transport.MaxIdleConns = 0
 	transport.MaxIdleConnsPerHost = 10000
+	if os.Args[3] == "h2c" {
+		transport.Protocols = new(http.Protocols)
+		transport.Protocols.SetUnencryptedHTTP2(true)
+	}
 	proxy := &httputil.ReverseProxy{
 		Rewrite:   func(r *httputil.ProxyRequest) { r.SetURL(upstream) },
 		Transport: transport,
