@@ -5,6 +5,11 @@
 //!
 //! `bridge LISTEN BASE_URL THREADS 1|2 [CA_FILE]`
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the gateway's house rules, which its floor does without"
+)]
+
 use std::{borrow::Cow, collections::BTreeMap, env, error::Error, fs, net::SocketAddr};
 
 use http::{HeaderMap, HeaderName, header};
