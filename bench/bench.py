@@ -42,6 +42,7 @@ REGRESSIONS = {
     "processor time, gateway / bridge": 1.25,
     "instructions, gateway / bridge": 1.05,
 }
+RESULTS = RUN / "results.json"
 BASELINE = Path(__file__).parent / "baseline.json"
 
 
@@ -69,9 +70,11 @@ def run_scenario(name, rounds, seconds, only=None):
                 if pair is None:
                     turn, key = load.measure_api(api, seconds, 0.3), known
                 else:
-                    # Each call in flight may need a connection to the API.
-                    warm_up = 0.3 + pair[0] * pair[1] / 2000
-                    turn = load.measure(programs[known], api, *pair, seconds, warm_up)
+                    # Each call in flight may need a connection to the API, and its time.
+                    more = pair[0] * pair[1] / 2000
+                    turn = load.measure(
+                        programs[known], api, *pair, max(seconds, more), 0.3 + more
+                    )
                     key = f"{known} {pair[0]}x{pair[1]}"
                 results.setdefault(key, []).append(turn)
                 say("  " + f"{key:32}" + "".join(f"{n} {v:10.1f}  " for n, v in turn.items()))
@@ -275,13 +278,14 @@ def full(arguments):
         if not wanted or name in wanted:
             scenario = run_scenario(name, arguments.rounds, arguments.seconds)
             results["scenarios"][name] = scenario
+            RESULTS.write_text(json.dumps(results, indent=1))  # something, should the rest fail
     if not wanted or "memory" in wanted:
         results["memory"] = run_memory(arguments.idle)
     if not wanted or "start" in wanted:
         results["start"] = run_starts(20)
     if not wanted or "instructions" in wanted:
         results["instructions"] = run_instructions()
-    (RUN / "results.json").write_text(json.dumps(results, indent=1))
+    RESULTS.write_text(json.dumps(results, indent=1))
     if wanted:
         say(report.partial(results))
         return 0
