@@ -71,7 +71,7 @@ def run_scenario(name, rounds, seconds, only=None):
                     turn, key = load.measure_api(api, seconds, 0.3), known
                 else:
                     # Each call in flight may need a connection to the API, and its time.
-                    more = pair[0] * pair[1] / 2000
+                    more = pair[0] * pair[1] / 1500
                     turn = load.measure(
                         programs[known], api, *pair, max(seconds, more), 0.3 + more
                     )

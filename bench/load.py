@@ -89,6 +89,8 @@ class Load:
     def latencies(self):
         """Microseconds, sorted."""
         lines = self.log.read_text().splitlines()
+        if not lines:
+            raise Failed(f"{self.target}: no call began and ended while it was measured")
         return sorted(int(line.split("\t")[2]) for line in lines)
 
 
