@@ -96,11 +96,14 @@ pub fn idempotency_key(metadata: &HeaderMap) -> Result<Option<String>, Failure> 
 /// The caller's `x-request-id`, or a new one where that is missing or odd.
 pub fn request_id(metadata: &HeaderMap) -> HeaderValue {
     const LONGEST: usize = 128;
-    match metadata.get(REQUEST_ID) {
+    let mut id = match metadata.get(REQUEST_ID) {
         Some(id) if is_token(id.as_bytes()) && id.len() <= LONGEST => id.clone(),
         #[expect(clippy::expect_used, reason = "a UUID is ASCII")]
         _ => HeaderValue::from_str(&new_id().to_string()).expect("a header value"),
-    }
+    };
+    // It is no secret, but always another: HTTP/2 need not remember it.
+    id.set_sensitive(true);
+    id
 }
 
 /// Tells callers apart by their credentials, within this process only.

@@ -201,7 +201,8 @@ impl Flights {
             flights: self.clone(),
             flight: flight.clone(),
         };
-        let settled = settle(flight.sending.clone());
+        // Boxed: it is large, and would be moved into the task some times over.
+        let settled = Box::pin(settle(flight.sending.clone()));
         let counted = self.0.telemetry.create_in_flight();
         let task = self.0.tasks.spawn(async move {
             let _slot = (slot, counted);

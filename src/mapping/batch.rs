@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt};
 
 use prost_types::{Struct, Timestamp};
 
-use super::json::{Json, one_or_list};
+use super::json::{Json, one_or_list, text_of};
 use crate::proto::v1::{
     AvailableDates, Batch, BatchError, BatchStatus, InputFormat, RelatedObject, Replay, TagValues,
 };
@@ -39,8 +39,7 @@ impl fmt::Display for NoBatch {
 /// Reads the answer to `POST /batches`: a batch (Batch Ingestion API
 /// reference), or `["@/batches/{id}"]` (Catalog Service API reference).
 pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
-    // A batch that exists matters more than bytes that are not UTF-8.
-    let text = String::from_utf8_lossy(body);
+    let text = text_of(body);
     let text = text.trim_start_matches('\u{feff}');
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);

@@ -1,13 +1,17 @@
 //! Batches that Catalog lists, and whether one of them is the batch that a
 //! request asks for.
 
-use super::{NoBatch, batch::batch_from_object, json::Json};
+use super::{
+    NoBatch,
+    batch::batch_from_object,
+    json::{Json, text_of},
+};
 use crate::proto::v1::{Batch, CreateBatchRequest};
 
 /// Reads the answer to Catalog's `GET /batches`: a map of batches by id
 /// (Catalog Service API reference), in Catalog's order.
 pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
-    let text = String::from_utf8_lossy(body);
+    let text = text_of(body);
     let text = text.trim_start_matches('\u{feff}');
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);

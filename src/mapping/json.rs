@@ -18,6 +18,15 @@ use serde_json::value::RawValue;
 /// protobuf's parsers stop at 100.
 const MAX_DEPTH: usize = 16;
 
+/// The text of a document. A batch that exists matters more than bytes that are
+/// not UTF-8: these are replaced.
+pub(super) fn text_of(body: &[u8]) -> Cow<'_, str> {
+    match str::from_utf8(body) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(body),
+    }
+}
+
 /// One valid JSON value, as it was written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Json<'a>(&'a str);
