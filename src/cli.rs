@@ -21,6 +21,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime,
     signal::unix::{SignalKind, signal},
 };
 use tonic::transport::{Channel, Endpoint};
@@ -185,7 +186,8 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
     };
     let log_level = telemetry::start_logs(logs.format, logs.filter);
     let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
-    let ended = run_async(async move {
+    // This thread accepts connections; the gateway has others that serve them.
+    let ended = run_on(runtime::Builder::new_current_thread(), async move {
         let simulator = match demo {
             true => Some(demo::simulator(&mut config).await?),
             false => None,
@@ -324,10 +326,14 @@ fn print_config(settings: &Settings, matches: &ArgMatches) -> ExitCode {
 }
 
 fn run_async(work: impl Future<Output = io::Result<ExitCode>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    exit_code(runtime.and_then(|runtime| {
+    run_on(runtime::Builder::new_multi_thread(), work)
+}
+
+fn run_on(
+    mut runtime: runtime::Builder,
+    work: impl Future<Output = io::Result<ExitCode>>,
+) -> ExitCode {
+    exit_code(runtime.enable_all().build().and_then(|runtime| {
         let result = runtime.block_on(work);
         // A create that is still in flight has had its time.
         runtime.shutdown_background();

@@ -87,10 +87,16 @@ impl CreateCall {
     }
 }
 
-/// Settles creates.
+/// Settles creates by one client of the API.
 #[derive(Debug)]
 pub struct Creator {
     upstream: Upstream,
+    shared: Arc<Shared>,
+}
+
+/// What all clients of the API have in common.
+#[derive(Debug)]
+pub struct Shared {
     look_up: LookUp,
     /// How long one request may take.
     longest: Duration,
@@ -101,17 +107,11 @@ pub struct Creator {
     telemetry: Arc<Telemetry>,
 }
 
-impl Creator {
-    /// Settles creates by `upstream`; each request may take `longest`.
-    pub fn new(
-        upstream: Upstream,
-        look_up: LookUp,
-        longest: Duration,
-        telemetry: Arc<Telemetry>,
-    ) -> Self {
+impl Shared {
+    /// Each request may take `longest`.
+    pub fn new(look_up: LookUp, longest: Duration, telemetry: Arc<Telemetry>) -> Self {
         let budget = TpsBudget::new(Duration::from_secs(10), 0, RETRIES_PER_CALL);
-        Creator {
-            upstream,
+        Shared {
             look_up,
             longest,
             recent: Recent::default(),
@@ -120,18 +120,25 @@ impl Creator {
             telemetry,
         }
     }
+}
+
+impl Creator {
+    /// Settles creates by `upstream`.
+    pub fn new(upstream: Upstream, shared: Arc<Shared>) -> Self {
+        Creator { upstream, shared }
+    }
 
     /// Settles one create. `sending` tells whoever else holds it what may be
     /// upstream.
     pub async fn settle(&self, call: &CreateCall, sending: Sending) -> Result<Settled, Failure> {
-        self.budget.deposit();
+        self.shared.budget.deposit();
         let Some(external) = &call.external else {
             let batch = self.create(call, &sending).await?;
             return Ok(created(batch));
         };
 
         let external_id = &external.id;
-        let known = self.recent.get(external_id);
+        let known = self.shared.recent.get(external_id);
         let open_until = self.earlier_try_ends(call, known.as_ref());
         sending.set_earlier_try_is_open(open_until.is_some());
         let looked = self
@@ -144,7 +151,7 @@ impl Creator {
                 let is_created = matches!(known, Some(Known::Created { .. }));
                 if !is_created && open_until.is_none() {
                     let nothing = Known::NotCreated(call.attempt);
-                    self.recent.remember(external_id.clone(), nothing);
+                    self.shared.recent.remember(external_id.clone(), nothing);
                 }
                 return Err(failure);
             }
@@ -158,10 +165,10 @@ impl Creator {
             },
             Err(failure) => match status::row(failure).outcome {
                 Outcome::NotCreated => Known::NotCreated(call.attempt),
-                _ => Known::Unknown(Instant::now() + self.longest),
+                _ => Known::Unknown(Instant::now() + self.shared.longest),
             },
         };
-        self.recent.remember(external_id.clone(), known);
+        self.shared.recent.remember(external_id.clone(), known);
         match result {
             Ok(batch) => Ok(created(batch)),
             Err(failure) => self.recover(call, external, failure).await,
@@ -175,7 +182,7 @@ impl Creator {
             Some(Known::Unknown(until)) => Some(*until),
             // The try before this one was made here, and is over.
             Some(Known::NotCreated(earlier)) if call.attempt.follows(*earlier) => None,
-            _ if call.attempt.is_retry() => Some(Instant::now() + self.longest),
+            _ if call.attempt.is_retry() => Some(Instant::now() + self.shared.longest),
             _ => None,
         }
     }
@@ -189,7 +196,7 @@ impl Creator {
         known: Option<&Known>,
         open_until: Option<Instant>,
     ) -> Result<Option<Batch>, Failure> {
-        let look = match self.look_up {
+        let look = match self.shared.look_up {
             LookUp::Always => true,
             LookUp::OnRetry => open_until.is_some() || call.attempt.is_retry(),
             LookUp::Never => false,
@@ -241,10 +248,10 @@ impl Creator {
         failure: Failure,
     ) -> Result<Settled, Failure> {
         let lost = status::row(&failure).outcome != Outcome::NotCreated;
-        if !lost || self.look_up == LookUp::Never {
+        if !lost || self.shared.look_up == LookUp::Never {
             return Err(failure);
         }
-        let longest = Instant::now() + self.longest;
+        let longest = Instant::now() + self.shared.longest;
         let until = call
             .deadline
             .map_or(longest, |deadline| longest.min(deadline));
@@ -256,7 +263,7 @@ impl Creator {
                         batch: Box::new(batch.clone()),
                         caller: call.caller,
                     };
-                    self.recent.remember(external.id.clone(), known);
+                    self.shared.recent.remember(external.id.clone(), known);
                     return Ok(Settled {
                         batch,
                         origin: BatchOrigin::Recovered,
@@ -280,7 +287,7 @@ impl Creator {
     async fn sleep_until_proven(&self, pauses: &mut Pauses, until: Option<Instant>) {
         loop {
             pauses.sleep().await;
-            if self.proven.withdraw() || until.is_none_or(|until| Instant::now() >= until) {
+            if self.shared.proven.withdraw() || until.is_none_or(|until| Instant::now() >= until) {
                 return;
             }
         }
@@ -288,9 +295,9 @@ impl Creator {
 
     /// Whether a request may be repeated after a pause.
     fn may_retry(&self, call: &CreateCall, pause: Duration) -> bool {
-        let may = !call.ends_within(pause) && self.budget.withdraw();
+        let may = !call.ends_within(pause) && self.shared.budget.withdraw();
         if may {
-            self.telemetry.retry();
+            self.shared.telemetry.retry();
         }
         may
     }
@@ -304,9 +311,9 @@ impl Creator {
             .upstream
             .find_batches(call.headers.clone(), &external_id.id, &call.record)
             .await;
-        self.telemetry.look_up(&found);
+        self.shared.telemetry.look_up(&found);
         if found.is_ok() {
-            self.proven.deposit();
+            self.shared.proven.deposit();
         }
         Ok(found?.into_iter().next())
     }
@@ -325,7 +332,7 @@ impl Creator {
                 .await;
             let failure = match result {
                 Ok(batch) => {
-                    self.proven.deposit();
+                    self.shared.proven.deposit();
                     return Ok(batch);
                 }
                 Err(failure) => failure,

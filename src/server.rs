@@ -7,6 +7,7 @@ mod listener;
 mod observed;
 mod tls;
 mod web;
+mod workers;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -23,7 +24,7 @@ use self::{
 };
 use crate::{
     config::{Config, Listen},
-    create::Creator,
+    create::{Creator, Shared},
     flights::Flights,
     proto::v1::batch_service_server::SERVICE_NAME,
     service::Gateway,
@@ -41,6 +42,8 @@ pub enum StartError {
     Listen(String, io::Error),
     /// The certificates do not hold any more.
     Tls(Vec<String>),
+    /// The threads could not be started.
+    Threads(io::Error),
     /// The HTTP client could not be made.
     Client(reqwest::Error),
     /// The built-in descriptors are broken.
@@ -52,6 +55,7 @@ impl fmt::Display for StartError {
         match self {
             StartError::Listen(place, error) => write!(f, "cannot listen on {place}: {error}"),
             StartError::Tls(problems) => write!(f, "{}", problems.join("; ")),
+            StartError::Threads(error) => write!(f, "cannot start threads: {error}"),
             StartError::Client(error) => write!(f, "cannot make an HTTP client: {error:?}"),
             StartError::Reflection(error) => write!(f, "cannot serve reflection: {error}"),
         }
@@ -91,11 +95,11 @@ pub async fn start(
         .map_err(cannot_listen(config.admin_listen.to_string()))?;
 
     let flights = Flights::new(config.max_in_flight, telemetry.clone());
-    let upstream = Upstream::new(config.upstream, telemetry.clone()).map_err(StartError::Client)?;
     let web = config.grpc_web.map(|origins| Web {
         origins,
         metadata: config.credentials.forward.clone(),
     });
+    let web = web.map(Arc::new);
     let speaks = match web {
         Some(_) => Speaks::Http2AndHttp1,
         None => Speaks::Http2,
@@ -104,28 +108,30 @@ pub async fn start(
         .tls
         .map(|tls| Tls::start(tls, speaks.alpn(), telemetry.clone()));
     let tls = tls.transpose().map_err(StartError::Tls)?;
-    let gateway = Gateway {
-        credentials: config.credentials,
-        creator: Arc::new(Creator::new(
-            upstream,
-            config.look_up,
-            config.request_timeout,
-            telemetry.clone(),
-        )),
-        flights: flights.clone(),
-        telemetry: telemetry.clone(),
-    };
+    let shared = Shared::new(config.look_up, config.request_timeout, telemetry.clone());
+    let shared = Arc::new(shared);
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
     let not_ready = CancellationToken::new();
-    let services = GrpcServices::new(
-        gateway,
-        health.clone(),
-        config.reflection,
-        web,
-        not_ready.clone(),
-    )
-    .map_err(StartError::Reflection)?;
+    // A worker has a client of its own: a connection to the API lives on one thread too.
+    let services = || {
+        let upstream = Upstream::new(config.upstream.clone(), telemetry.clone());
+        let upstream = upstream.map_err(StartError::Client)?;
+        let gateway = Gateway {
+            credentials: config.credentials.clone(),
+            creator: Arc::new(Creator::new(upstream, shared.clone())),
+            flights: flights.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let (health, web, draining) = (health.clone(), web.clone(), not_ready.clone());
+        GrpcServices::new(gateway, health, config.reflection, web, draining)
+            .map_err(StartError::Reflection)
+    };
+    let workers = workers::start().map_err(StartError::Threads)?;
+    let workers: Vec<_> = workers
+        .into_iter()
+        .map(|worker| Ok((worker, services()?)))
+        .collect::<Result<_, StartError>>()?;
 
     let stop = Stop::default();
     let admin_pages = Admin {
@@ -138,15 +144,8 @@ pub async fn start(
         connections: config.max_connections,
         age: config.max_connection_age,
     };
-    let server = Server::new(
-        services,
-        speaks,
-        tls,
-        limits,
-        telemetry.clone(),
-        stop.clone(),
-    );
-    tokio::spawn(server.accept(listener));
+    let server = Server::new(speaks, tls, limits, telemetry.clone(), stop.clone());
+    tokio::spawn(server.accept(listener, workers));
     telemetry.set_ready(true);
     Ok(Running {
         listen,

@@ -55,7 +55,7 @@ impl GrpcServices {
         gateway: Gateway,
         health: HealthReporter,
         with_reflection: bool,
-        web: Option<Web>,
+        web: Option<Arc<Web>>,
         draining: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let telemetry = gateway.telemetry.clone();
@@ -73,7 +73,7 @@ impl GrpcServices {
             batches,
             others: others.into(),
             telemetry,
-            web: web.map(Arc::new),
+            web,
             draining,
             peer: Peer::of(None, &[]),
         })

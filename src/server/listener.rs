@@ -3,8 +3,8 @@
 
 use std::{
     fs, io,
-    net::SocketAddr,
-    os::unix::fs::FileTypeExt,
+    net::{self, SocketAddr},
+    os::unix::{self, fs::FileTypeExt},
     path::Path,
     pin::Pin,
     sync::{
@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::field::display;
 
-use super::{grpc::GrpcServices, tls::Tls};
+use super::{grpc::GrpcServices, tls::Tls, workers::Worker};
 use crate::{certificates::Peer, config::Listen, telemetry::Telemetry};
 
 /// A bound listener.
@@ -58,7 +58,7 @@ impl Listener {
 /// Removes a socket that a process left behind, but not one that is in use.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+    if is_socket && unix::net::UnixStream::connect(path).is_err() {
         fs::remove_file(path)?;
     }
     Ok(())
@@ -116,7 +116,6 @@ impl Speaks {
 #[derive(Clone)]
 pub(super) struct Server {
     http: auto::Builder<TokioExecutor>,
-    services: GrpcServices,
     tls: Option<Tls>,
     limits: Limits,
     telemetry: Arc<Telemetry>,
@@ -125,7 +124,6 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(
-        services: GrpcServices,
         speaks: Speaks,
         tls: Option<Tls>,
         limits: Limits,
@@ -135,7 +133,6 @@ impl Server {
         telemetry.set_max_connections(limits.connections);
         Server {
             http: http_server(speaks),
-            services,
             tls,
             limits,
             telemetry,
@@ -143,8 +140,9 @@ impl Server {
         }
     }
 
-    /// Takes connections until the server drains.
-    pub(super) async fn accept(self, listener: Listener) {
+    /// Takes connections until the server drains, and hands each to the worker
+    /// that has the fewest.
+    pub(super) async fn accept(self, listener: Listener, workers: Vec<(Worker, GrpcServices)>) {
         let slots = Arc::new(Semaphore::new(self.limits.connections));
         loop {
             let accepted = tokio::select! {
@@ -165,19 +163,38 @@ impl Server {
                 tracing::warn!("a connection was closed: there are as many as there may be");
                 continue;
             };
-            let open = self.telemetry.connection();
-            let server = self.clone();
-            self.stop.connections.spawn(async move {
-                let _until_it_ends = (slot, open);
-                match stream {
-                    Stream::Tcp(stream, from) => {
-                        let _ = stream.set_nodelay(true);
-                        server.open(stream, Some(from)).await;
-                    }
-                    Stream::Unix(stream) => server.open(stream, None).await,
+            let least = workers
+                .iter()
+                .min_by_key(|(worker, _)| worker.connections());
+            let Some((worker, services)) = least else {
+                return; // there is always one
+            };
+            let until_it_ends = (slot, self.telemetry.connection(), worker.place());
+            let (server, services) = (self.clone(), services.clone());
+            let served = async move {
+                let _until_it_ends = until_it_ends;
+                if let Err(error) = server.take(stream, services).await {
+                    tracing::warn!(%error, "a connection was lost");
                 }
-            });
+            };
+            self.stop.connections.spawn_on(served, worker.runtime());
         }
+    }
+
+    /// Takes a connection over from the thread that has accepted it.
+    async fn take(self, stream: Stream, services: GrpcServices) -> io::Result<()> {
+        match stream {
+            Stream::Tcp(stream, from) => {
+                let stream = TcpStream::from_std(stream)?;
+                let _ = stream.set_nodelay(true);
+                self.open(stream, Some(from), services).await;
+            }
+            Stream::Unix(stream) => {
+                let stream = UnixStream::from_std(stream)?;
+                self.open(stream, None, services).await;
+            }
+        }
+        Ok(())
     }
 
     /// Serves a connection, inside TLS if that is on.
@@ -185,10 +202,12 @@ impl Server {
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         from: Option<SocketAddr>,
+        services: GrpcServices,
     ) {
         let opening = Instant::now() + OPENING;
         let Some(tls) = self.tls.clone() else {
-            return self.serve(stream, Peer::of(None, &[]), opening).await;
+            let services = services.for_peer(Peer::of(None, &[]));
+            return self.serve(stream, services, opening).await;
         };
         let accepted = tokio::select! {
             accepted = tls.accept(stream) => accepted,
@@ -208,7 +227,7 @@ impl Server {
                         "a client is not among --tls-allowed-clients"
                     );
                 }
-                self.serve(stream, peer, opening).await;
+                self.serve(stream, services.for_peer(peer), opening).await;
             }
             Err(error) => match error.kind() {
                 // A probe of the port.
@@ -226,7 +245,7 @@ impl Server {
     async fn serve(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: Peer,
+        services: GrpcServices,
         opening: Instant,
     ) {
         let received = Arc::new(AtomicUsize::new(0));
@@ -235,7 +254,6 @@ impl Server {
             stream,
             received: received.clone(),
         };
-        let services = self.services.for_peer(peer);
         let connection = self.http.serve_connection(TokioIo::new(stream), services);
         tokio::pin!(connection);
         let silent = async {
@@ -268,18 +286,19 @@ impl Server {
     }
 }
 
+/// A connection, on its way to a worker.
 enum Stream {
-    Tcp(TcpStream, SocketAddr),
-    Unix(UnixStream),
+    Tcp(net::TcpStream, SocketAddr),
+    Unix(unix::net::UnixStream),
 }
 
 async fn accept_one(listener: &Listener) -> io::Result<Stream> {
     Ok(match listener {
         Listener::Tcp(listener) => {
             let (stream, from) = listener.accept().await?;
-            Stream::Tcp(stream, from)
+            Stream::Tcp(stream.into_std()?, from)
         }
-        Listener::Unix(listener) => Stream::Unix(listener.accept().await?.0),
+        Listener::Unix(listener) => Stream::Unix(listener.accept().await?.0.into_std()?),
     })
 }
 
