@@ -396,15 +396,14 @@ mod tests {
         Flights::new(slots, Arc::default())
     }
 
-    fn record() -> Arc<CallRecord> {
-        let telemetry: Arc<Telemetry> = Arc::default();
+    fn record(telemetry: &Arc<Telemetry>) -> Arc<CallRecord> {
         let call = telemetry.call(Method::CreateBatch, &HeaderMap::new(), None);
         call.record().clone()
     }
 
     fn ticket(external_id: Option<&str>, purpose: u64, deadline: Option<Duration>) -> Ticket {
         Ticket {
-            record: record(),
+            record: record(&Arc::default()),
             external_id: external_id.map(|id| ExternalId {
                 organization: Vec::new(),
                 sandbox: Vec::new(),
@@ -432,7 +431,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deadline_tells_sent_from_not_sent() {
         let flights = flights(1);
-        let record = record();
+        let record = record(&flights.0.telemetry);
         let ticket_now = || Ticket {
             record: record.clone(),
             ..ticket(None, 0, Some(SECOND))
@@ -450,7 +449,7 @@ mod tests {
         assert!(matches!(result, Err(Failure::DeadlineAfterSending)));
         assert_eq!(flights.count(), 1);
         flights.finished().await;
-        let text = record.telemetry().encode();
+        let text = flights.0.telemetry.encode();
         let line = r#"aep_gateway_abandoned_creates_total{outcome="CREATED"} 1"#;
         assert!(text.contains(line), "{text}");
 

@@ -117,11 +117,6 @@ impl CallRecord {
         self.started
     }
 
-    /// What is counted in this process.
-    pub fn telemetry(&self) -> &Arc<Telemetry> {
-        &self.telemetry
-    }
-
     /// Bytes of the request's body have arrived.
     pub fn received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Relaxed);
