@@ -111,8 +111,7 @@ def measure(program, api, connections, streams, seconds, warm_up):
     time.sleep(seconds - 0.1)
     last = program.processor_seconds(), api.creates()
     load.ends()
-    time.sleep(0.2)
-    load.check(size, api.creates() - before, connections * streams)
+    load.check(size, settled(api) - before, connections * streams)
     program.log.open("a").truncate(0)
     if last[1] == first[1]:
         raise Failed(f"{program.name} made no call within {seconds} s")
@@ -121,6 +120,16 @@ def measure(program, api, connections, streams, seconds, warm_up):
         "per_second": load.number(r"finished in .*, ([\d.]+) req/s"),
         **percentiles(load.latencies()),
     }
+
+
+def settled(api):
+    """Creates, when those are done that load has left behind: the next turn must not count them."""
+    creates = api.creates()
+    while True:
+        time.sleep(0.2)
+        before, creates = creates, api.creates()
+        if creates == before:
+            return creates
 
 
 def measure_api(api, seconds, warm_up):

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt};
 
 use prost_types::{Struct, Timestamp};
 
-use super::json::{Json, one_or_list, text_of};
+use super::json::{Json, Members, object_of, one_or_list, text_of};
 use crate::proto::v1::{
     AvailableDates, Batch, BatchError, BatchStatus, InputFormat, RelatedObject, Replay, TagValues,
 };
@@ -44,14 +44,13 @@ pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);
     }
-    let json = Json::parse(text).ok_or(NoBatch::NotJson)?;
-    if let Some(id) = catalog_reference(json) {
-        return Ok(Batch {
-            id,
+    let batch = match object_of(text) {
+        Some(members) => batch_from_members(members),
+        None => Batch {
+            id: catalog_reference(Json::parse(text).ok_or(NoBatch::NotJson)?).unwrap_or_default(),
             ..Default::default()
-        });
-    }
-    let batch = batch_from_object(json).ok_or(NoBatch::NoId)?;
+        },
+    };
     if batch.id.is_empty() {
         return Err(NoBatch::NoId);
     }
@@ -62,16 +61,15 @@ pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
 fn catalog_reference(json: Json<'_>) -> Option<String> {
     match json.array()?.as_slice() {
         [one] => {
-            let id = one.string()?.strip_prefix("@/batches/")?.to_owned();
-            (!id.is_empty()).then_some(id)
+            let reference = one.string()?;
+            reference.strip_prefix("@/batches/").map(str::to_owned)
         }
         _ => None,
     }
 }
 
-/// A batch from a JSON object, with or without an id.
-pub(super) fn batch_from_object(json: Json<'_>) -> Option<Batch> {
-    let members = json.object()?;
+/// A batch, with or without an id.
+pub(super) fn batch_from_members(members: Members<'_>) -> Batch {
     let mut batch = Batch::default();
     let mut extra = BTreeMap::new();
     for same_name in members.chunk_by(|a, b| a.0 == b.0) {
@@ -79,13 +77,14 @@ pub(super) fn batch_from_object(json: Json<'_>) -> Option<Batch> {
         let held = read_batch_member(&mut batch, name, *last);
         if !held || same_name.len() > 1 {
             let values = same_name.iter().map(|(_, value)| *value);
-            extra.insert(name.clone(), one_or_list(values, Json::to_value));
+            let name = name.clone().into_owned();
+            extra.insert(name, one_or_list(values, Json::to_value));
         }
     }
     if !extra.is_empty() {
         batch.extra = Some(Struct { fields: extra });
     }
-    Some(batch)
+    batch
 }
 
 /// Puts one member of the answer where it belongs; false where that place does

@@ -3,8 +3,8 @@
 
 use super::{
     NoBatch,
-    batch::batch_from_object,
-    json::{Json, text_of},
+    batch::batch_from_members,
+    json::{Json, object_of, text_of},
 };
 use crate::proto::v1::{Batch, CreateBatchRequest};
 
@@ -16,13 +16,17 @@ pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);
     }
-    let json = Json::parse(text).ok_or(NoBatch::NotJson)?;
-    let members = json.object().ok_or(NoBatch::NoId)?;
+    let Some(members) = object_of(text) else {
+        return Err(match Json::parse(text) {
+            Some(_) => NoBatch::NoId,
+            None => NoBatch::NotJson,
+        });
+    };
     members
         .into_iter()
         .map(|(id, json)| {
-            let mut batch = batch_from_object(json).ok_or(NoBatch::NoId)?;
-            batch.id = id;
+            let mut batch = batch_from_members(json.object().ok_or(NoBatch::NoId)?);
+            batch.id = id.into_owned();
             (!batch.id.is_empty()).then_some(batch).ok_or(NoBatch::NoId)
         })
         .collect()

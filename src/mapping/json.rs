@@ -9,7 +9,7 @@ use std::{borrow::Cow, fmt};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde::{
     Deserialize, Deserializer,
-    de::{self, DeserializeOwned, MapAccess, SeqAccess, Visitor},
+    de::{self, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -65,20 +65,17 @@ impl<'a> Json<'a> {
 
     /// A string. `None` also for one that is no Unicode (a lone surrogate).
     pub(super) fn string(self) -> Option<String> {
-        if !self.0.starts_with('"') {
-            return None;
+        let content = self.0.strip_prefix('"')?.strip_suffix('"')?;
+        if !content.contains('\\') {
+            return Some(content.to_owned());
         }
-        String::from_utf8(self.read::<Bytes>()?.0).ok()
+        let bytes = serde_json::from_str::<Bytes>(self.0).ok()?.0;
+        String::from_utf8(bytes.into_owned()).ok()
     }
 
     /// The members of an object, sorted by name; equal names keep their order.
-    pub(super) fn object(self) -> Option<Vec<(String, Json<'a>)>> {
-        if !self.is_object() {
-            return None;
-        }
-        let mut members = serde_json::from_str::<Members<'a>>(self.0).ok()?.0;
-        members.sort_by(|a, b| a.0.cmp(&b.0));
-        Some(members)
+    pub(super) fn object(self) -> Option<Members<'a>> {
+        self.is_object().then(|| object_of(self.0)).flatten()
     }
 
     /// The elements of an array.
@@ -87,10 +84,6 @@ impl<'a> Json<'a> {
             return None;
         }
         Some(serde_json::from_str::<Elements<'a>>(self.0).ok()?.0)
-    }
-
-    fn read<T: DeserializeOwned>(self) -> Option<T> {
-        serde_json::from_str(self.0).ok()
     }
 
     /// The value as `google.protobuf.Value`, with nothing lost: what cannot be
@@ -134,11 +127,22 @@ impl<'a> Json<'a> {
             .map(|same_name| {
                 let values = same_name.iter().map(|(_, value)| *value);
                 let value = one_or_list(values, |value| value.to_value_at(depth + 1));
-                (same_name[0].0.clone(), value)
+                (same_name[0].0.clone().into_owned(), value)
             })
             .collect();
         Some(Struct { fields })
     }
+}
+
+/// Names and values of an object.
+pub(super) type Members<'a> = Vec<(Cow<'a, str>, Json<'a>)>;
+
+/// Reads a document that is an object, as [`Json::object`] does; `None` where it
+/// is something else, or not JSON.
+pub(super) fn object_of(text: &str) -> Option<Members<'_>> {
+    let mut members = serde_json::from_str::<Object<'_>>(text).ok()?.0;
+    members.sort_by(|a, b| a.0.cmp(&b.0));
+    Some(members)
 }
 
 /// The one value, or the list of all where a key occurred more than once.
@@ -188,45 +192,50 @@ fn decimal(text: &str) -> (bool, Cow<'_, str>, i64) {
 
 /// The bytes of a string. serde_json gives a lone surrogate as WTF-8 here, and
 /// fails for it everywhere else.
-struct Bytes(Vec<u8>);
+struct Bytes<'a>(Cow<'a, [u8]>);
 
-impl<'de> Deserialize<'de> for Bytes {
+impl<'de> Deserialize<'de> for Bytes<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct BytesVisitor;
-        impl Visitor<'_> for BytesVisitor {
-            type Value = Bytes;
+        impl<'de> Visitor<'de> for BytesVisitor {
+            type Value = Bytes<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string")
             }
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Bytes, E> {
-                Ok(Bytes(bytes.to_vec()))
+            fn visit_borrowed_bytes<E: de::Error>(self, bytes: &'de [u8]) -> Result<Bytes<'de>, E> {
+                Ok(Bytes(Cow::Borrowed(bytes)))
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Bytes<'de>, E> {
+                Ok(Bytes(Cow::Owned(bytes.to_vec())))
             }
         }
         deserializer.deserialize_bytes(BytesVisitor)
     }
 }
 
-struct Members<'a>(Vec<(String, Json<'a>)>);
+struct Object<'a>(Members<'a>);
 
-impl<'de> Deserialize<'de> for Members<'de> {
+impl<'de> Deserialize<'de> for Object<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct MembersVisitor;
-        impl<'de> Visitor<'de> for MembersVisitor {
-            type Value = Members<'de>;
+        struct ObjectVisitor;
+        impl<'de> Visitor<'de> for ObjectVisitor {
+            type Value = Object<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some((name, value)) = map.next_entry::<Bytes, &'de RawValue>()? {
-                    let name = String::from_utf8(name.0)
-                        .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned());
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
+                let mut members = Vec::with_capacity(16);
+                while let Some((name, value)) = map.next_entry::<Bytes<'de>, &'de RawValue>()? {
+                    let name = match name.0 {
+                        Cow::Borrowed(name) => String::from_utf8_lossy(name),
+                        Cow::Owned(name) => String::from_utf8_lossy(&name).into_owned().into(),
+                    };
                     members.push((name, Json(value.get())));
                 }
-                Ok(Members(members))
+                Ok(Object(members))
             }
         }
-        deserializer.deserialize_map(MembersVisitor)
+        deserializer.deserialize_map(ObjectVisitor)
     }
 }
 
