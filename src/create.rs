@@ -62,8 +62,6 @@ pub struct CreateCall {
     pub external: Option<External>,
     /// Which try this is, as far as the caller's side says so.
     pub attempt: Attempt,
-    /// For whom: [`crate::credentials::fingerprint`].
-    pub caller: u64,
     /// When the caller must have its answer.
     pub deadline: Option<Instant>,
     /// What is known of the call.
@@ -77,6 +75,8 @@ pub struct External {
     pub id: ExternalId,
     /// The message.
     pub message: CreateBatchRequest,
+    /// For whom: [`crate::credentials::fingerprint`].
+    pub caller: u64,
 }
 
 impl CreateCall {
@@ -142,7 +142,7 @@ impl Creator {
         let open_until = self.earlier_try_ends(call, known.as_ref());
         sending.set_earlier_try_is_open(open_until.is_some());
         let looked = self
-            .look_before(call, external_id, known.as_ref(), open_until)
+            .look_before(call, external, known.as_ref(), open_until)
             .await;
         match looked {
             Ok(Some(batch)) => return found(external, batch),
@@ -161,7 +161,7 @@ impl Creator {
         let known = match &result {
             Ok(batch) => Known::Created {
                 batch: Box::new(batch.clone()),
-                caller: call.caller,
+                caller: external.caller,
             },
             Err(failure) => match status::row(failure).outcome {
                 Outcome::NotCreated => Known::NotCreated(call.attempt),
@@ -192,7 +192,7 @@ impl Creator {
     async fn look_before(
         &self,
         call: &CreateCall,
-        external_id: &ExternalId,
+        external: &External,
         known: Option<&Known>,
         open_until: Option<Instant>,
     ) -> Result<Option<Batch>, Failure> {
@@ -207,7 +207,7 @@ impl Creator {
             let mut failure = None;
             if look {
                 attempts += 1;
-                match self.look_up_once(call, external_id).await {
+                match self.look_up_once(call, &external.id).await {
                     Ok(Some(batch)) => return Ok(Some(batch)),
                     Ok(None) => {}
                     Err(cause) => failure = Some(cause),
@@ -216,7 +216,7 @@ impl Creator {
             let Some(cause) = failure else {
                 // A look-up that was answered shows that this caller may hear of another's batch.
                 if let Some(Known::Created { batch, caller }) = known
-                    && (look || *caller == call.caller)
+                    && (look || *caller == external.caller)
                 {
                     return Ok(Some(Batch::clone(batch)));
                 }
@@ -261,7 +261,7 @@ impl Creator {
                 Ok(Some(batch)) if mapping::is_same_content(&external.message, &batch) => {
                     let known = Known::Created {
                         batch: Box::new(batch.clone()),
-                        caller: call.caller,
+                        caller: external.caller,
                     };
                     self.shared.recent.remember(external.id.clone(), known);
                     return Ok(Settled {
@@ -309,7 +309,7 @@ impl Creator {
     ) -> Result<Option<Batch>, Failure> {
         let found = self
             .upstream
-            .find_batches(call.headers.clone(), &external_id.id, &call.record)
+            .find_batches(&call.headers, &external_id.id, &call.record)
             .await;
         self.shared.telemetry.look_up(&found);
         if found.is_ok() {
@@ -325,10 +325,9 @@ impl Creator {
             let Some(handover) = sending.begin() else {
                 return Err(Failure::DeadlineBeforeSending);
             };
-            let (headers, body) = (call.headers.clone(), call.body.clone());
             let result = self
                 .upstream
-                .create_batch(headers, body, &handover, &call.record)
+                .create_batch(&call.headers, call.body.clone(), &handover, &call.record)
                 .await;
             let failure = match result {
                 Ok(batch) => {

@@ -85,14 +85,21 @@ impl Inner {
 pub struct Ticket {
     /// What is known of the call.
     pub record: Arc<CallRecord>,
-    /// The external id, where the call has one.
-    pub external_id: Option<ExternalId>,
-    /// What is to be done and for whom, hashed: only the same rides together.
-    pub purpose: u64,
+    /// By what it may share a flight, where it has an external id.
+    pub shared: Option<SharedBy>,
     /// When the caller must have its answer.
     pub deadline: Option<Instant>,
     /// Where the caller waits to be made to stay.
     pub commit: Commit,
+}
+
+/// What calls that ride together have in common.
+#[derive(Clone, Debug)]
+pub struct SharedBy {
+    /// The external id.
+    pub external_id: ExternalId,
+    /// What is to be done and for whom, hashed.
+    pub purpose: u64,
 }
 
 /// One create on its way.
@@ -170,11 +177,12 @@ impl Flights {
         ticket: &Ticket,
         settle: impl Fn(Sending) -> S,
     ) -> Gate {
-        let mut shared = ticket.external_id.as_ref().map(|id| (id, self.0.shared()));
-        if let Some((id, shared)) = &shared
-            && let Some(flight) = shared.get(*id)
+        let mut board = ticket.shared.as_ref().map(|by| (by, self.0.shared()));
+        if let Some((by, board)) = &board
+            && let Some(flight) = board.get(&by.external_id)
         {
-            if flight.ticket.purpose != ticket.purpose {
+            let there = flight.ticket.shared.as_ref();
+            if there.is_none_or(|there| there.purpose != by.purpose) {
                 return Gate::Wait(flight.clone());
             }
             flight.riders.fetch_add(1, Ordering::AcqRel);
@@ -192,10 +200,10 @@ impl Flights {
             delivered: AtomicBool::new(false),
             task: OnceLock::new(),
         });
-        if let Some((id, shared)) = &mut shared {
-            shared.insert((*id).clone(), flight.clone());
+        if let Some((by, board)) = &mut board {
+            board.insert(by.external_id.clone(), flight.clone());
         }
-        drop(shared);
+        drop(board);
 
         let landing = Landing {
             flights: self.clone(),
@@ -261,7 +269,7 @@ struct Landing {
 impl Landing {
     fn lands(&self, result: CreateResult) {
         // Off the board first: who comes after the result makes a call of its own.
-        if self.flight.ticket.external_id.is_some() {
+        if self.flight.ticket.shared.is_some() {
             take_off(&mut self.flights.0.shared(), &self.flight);
         }
         // Fails only if it has landed before.
@@ -279,12 +287,12 @@ impl Drop for Landing {
 
 /// Takes a flight off the board, if it is the one that is there.
 fn take_off(board: &mut HashMap<ExternalId, Arc<Flight>>, flight: &Arc<Flight>) {
-    if let Some(id) = &flight.ticket.external_id
+    if let Some(by) = &flight.ticket.shared
         && board
-            .get(id)
+            .get(&by.external_id)
             .is_some_and(|there| Arc::ptr_eq(there, flight))
     {
-        board.remove(id);
+        board.remove(&by.external_id);
     }
 }
 
@@ -349,7 +357,7 @@ impl Rider {
     fn leave(&mut self) -> bool {
         self.seated = false;
         // Nobody can board while the board is locked.
-        let mut board = (self.flight.ticket.external_id.is_some()).then(|| self.flights.0.shared());
+        let mut board = (self.flight.ticket.shared.is_some()).then(|| self.flights.0.shared());
         let was_last = self.flight.riders.fetch_sub(1, Ordering::AcqRel) == 1;
         let called_back =
             was_last && !self.flight.landed.initialized() && self.flight.sending.call_back();
@@ -404,12 +412,14 @@ mod tests {
     fn ticket(external_id: Option<&str>, purpose: u64, deadline: Option<Duration>) -> Ticket {
         Ticket {
             record: record(&Arc::default()),
-            external_id: external_id.map(|id| ExternalId {
-                organization: Vec::new(),
-                sandbox: Vec::new(),
-                id: id.to_owned(),
+            shared: external_id.map(|id| SharedBy {
+                external_id: ExternalId {
+                    organization: Vec::new(),
+                    sandbox: Vec::new(),
+                    id: id.to_owned(),
+                },
+                purpose,
             }),
-            purpose,
             deadline: deadline.map(|deadline| Instant::now() + deadline),
             commit: Commit::default(),
         }

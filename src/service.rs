@@ -12,7 +12,7 @@ use crate::{
     create::{CreateCall, Creator, External},
     credentials::{self, Credentials, REQUEST_ID},
     deadline,
-    flights::{Commit, Flights, Ticket},
+    flights::{Commit, Flights, SharedBy, Ticket},
     mapping,
     outcome::{Failure, Outcome, Settled},
     proto::v1::{CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService},
@@ -105,14 +105,16 @@ impl Gateway {
         let external = arrived.external_id.as_deref().map(|id| External {
             id: external_id(id, &headers),
             message,
+            caller: credentials::fingerprint(&headers),
         });
-        let caller = credentials::fingerprint(&headers);
         headers.insert(REQUEST_ID, record.request_id().clone());
 
         let ticket = Ticket {
             record: record.clone(),
-            purpose: credentials::purpose(caller, &body),
-            external_id: external.as_ref().map(|external| external.id.clone()),
+            shared: external.as_ref().map(|external| SharedBy {
+                external_id: external.id.clone(),
+                purpose: credentials::purpose(external.caller, &body),
+            }),
             deadline,
             commit: arrived.commit.clone(),
         };
@@ -121,7 +123,6 @@ impl Gateway {
             body: body.into(),
             external,
             attempt: Attempt::of_call(metadata),
-            caller,
             deadline,
             record: record.clone(),
         });

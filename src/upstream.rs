@@ -11,7 +11,7 @@ pub mod quote;
 use std::{error::Error, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{Certificate, Response, Url, redirect};
 use tokio::time::{Instant, timeout};
 use tower::util::MapFutureLayer;
@@ -139,20 +139,20 @@ impl Upstream {
     /// holds it, whether the request may have been sent.
     pub async fn create_batch(
         &self,
-        mut headers: HeaderMap,
+        headers: &HeaderMap,
         body: Bytes,
         handover: &Handover,
         record: &Arc<CallRecord>,
     ) -> Result<Batch, Failure> {
-        let quote = Quote::without_secrets_of(&headers);
-        let json = HeaderValue::from_static("application/json");
-        headers.insert(header::ACCEPT, json.clone());
-        headers.insert(header::CONTENT_TYPE, json);
-
         let mut request = reqwest::Request::new(Method::POST, self.batches.clone());
-        *request.headers_mut() = headers;
+        let json = HeaderValue::from_static("application/json");
+        let sent = request.headers_mut();
+        sent.clone_from(headers);
+        sent.insert(header::ACCEPT, json.clone());
+        sent.insert(header::CONTENT_TYPE, json);
         *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
 
+        let quote = Quote::without_secrets_of(headers);
         let mut observed = record.request(RestCall::CREATE, self.batches.host_str());
         let asked = self.ask(
             request,
@@ -174,12 +174,10 @@ impl Upstream {
     /// "List batches"): the batches with this external id, the oldest first.
     pub async fn find_batches(
         &self,
-        mut headers: HeaderMap,
+        headers: &HeaderMap,
         external_id: &str,
         record: &Arc<CallRecord>,
     ) -> Result<Vec<Batch>, Failure> {
-        let quote = Quote::without_secrets_of(&headers);
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
         let mut url = self.catalog_batches.clone();
         url.query_pairs_mut()
             .append_pair("externalId", external_id)
@@ -189,7 +187,11 @@ impl Upstream {
             .append_pair("properties", PROPERTIES);
 
         let mut request = reqwest::Request::new(Method::GET, url);
-        *request.headers_mut() = headers;
+        let sent = request.headers_mut();
+        sent.clone_from(headers);
+        sent.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+
+        let quote = Quote::without_secrets_of(headers);
         let mut observed = record.request(RestCall::LOOK_UP, self.catalog_batches.host_str());
         let handover = Handover::default();
         let asked = self.ask(
@@ -220,7 +222,7 @@ impl Upstream {
         &self,
         mut request: reqwest::Request,
         observed: &mut RestRequest,
-        quote: &Quote,
+        quote: &Quote<'_>,
         read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
         handover: &Handover,
     ) -> Result<T, Failure> {
@@ -255,21 +257,20 @@ fn below(mut base: Url, name: &str) -> Url {
 /// An answer whose status line has arrived. What happened is decided by the
 /// status; the body, even half of one, only explains.
 async fn read_answer<T>(
-    response: Response,
-    quote: &Quote,
+    mut response: Response,
+    quote: &Quote<'_>,
     read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
 ) -> Result<T, Failure> {
     let status = response.status();
-    let headers = response.headers().clone();
     if status.is_success() {
-        read_success(response, status, &headers, quote, read).await
+        read_success(response, quote, read).await
     } else if status.is_redirection() {
         Err(Failure::Redirected {
             status,
-            host: redirect_host(&headers, quote),
+            host: redirect_host(response.headers(), quote),
         })
     } else {
-        let (body, _) = read_body(response, LARGEST_ERROR).await;
+        let (body, _) = read_body(&mut response, LARGEST_ERROR).await;
         let error = match body.is_empty() {
             true => ApiError::default(),
             false => error_body::read(&body, quote),
@@ -277,20 +278,18 @@ async fn read_answer<T>(
         Err(Failure::Refused(Box::new(Refusal {
             status,
             error,
-            retry_after: retry_after(&headers),
-            request_id: upstream_request_id(&headers, quote),
+            retry_after: retry_after(response.headers()),
+            request_id: upstream_request_id(response.headers(), quote),
         })))
     }
 }
 
 async fn read_success<T>(
-    response: Response,
-    status: StatusCode,
-    headers: &HeaderMap,
-    quote: &Quote,
+    mut response: Response,
+    quote: &Quote<'_>,
     read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
 ) -> Result<T, Failure> {
-    let (body, end) = read_body(response, LARGEST_ANSWER).await;
+    let (body, end) = read_body(&mut response, LARGEST_ANSWER).await;
     let problem = match end {
         BodyEnd::Complete => match read(&body) {
             Ok(answer) => return Ok(answer),
@@ -299,10 +298,11 @@ async fn read_success<T>(
         BodyEnd::TooLarge => format!("is larger than {LARGEST_ANSWER} bytes"),
         BodyEnd::Broken => "is incomplete".to_owned(),
     };
+    let headers = response.headers();
     let location = header_text(headers, &header::LOCATION, quote);
     let batch_id = location.as_deref().and_then(batch_id_of).map(str::to_owned);
     Err(Failure::Unusable(Box::new(UnusableAnswer {
-        status,
+        status: response.status(),
         problem,
         beginning: quote.bytes(&body[..body.len().min(4 * QUOTED)], QUOTED),
         location,
@@ -318,17 +318,17 @@ enum BodyEnd {
 }
 
 /// Reads at most `largest` bytes.
-async fn read_body(mut response: Response, largest: usize) -> (Bytes, BodyEnd) {
+async fn read_body(response: &mut Response, largest: usize) -> (Vec<u8>, BodyEnd) {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) if body.len() + chunk.len() > largest => {
                 body.extend_from_slice(&chunk[..largest - body.len()]);
-                return (body.into(), BodyEnd::TooLarge);
+                return (body, BodyEnd::TooLarge);
             }
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return (body.into(), BodyEnd::Complete),
-            Err(_) => return (body.into(), BodyEnd::Broken),
+            Ok(None) => return (body, BodyEnd::Complete),
+            Err(_) => return (body, BodyEnd::Broken),
         }
     }
 }
@@ -400,15 +400,15 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(delay.min(LONGEST))
 }
 
-fn header_text(headers: &HeaderMap, name: &header::HeaderName, quote: &Quote) -> Option<String> {
+fn header_text(headers: &HeaderMap, name: &header::HeaderName, quote: &Quote<'_>) -> Option<String> {
     Some(quote.bytes(headers.get(name)?.as_bytes(), QUOTED))
 }
 
-fn upstream_request_id(headers: &HeaderMap, quote: &Quote) -> Option<String> {
+fn upstream_request_id(headers: &HeaderMap, quote: &Quote<'_>) -> Option<String> {
     header_text(headers, &crate::credentials::REQUEST_ID, quote)
 }
 
-fn redirect_host(headers: &HeaderMap, quote: &Quote) -> Option<String> {
+fn redirect_host(headers: &HeaderMap, quote: &Quote<'_>) -> Option<String> {
     let location = header_text(headers, &header::LOCATION, quote)?;
     Some(Url::parse(&location).ok()?.host_str()?.to_owned())
 }

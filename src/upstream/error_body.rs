@@ -16,7 +16,7 @@ const LONGEST: usize = 1024;
 /// - `{"error":"invalid_client","error_description":"…"}`, OAuth
 ///
 /// A body of another shape is quoted as it is.
-pub fn read(body: &[u8], quote: &Quote) -> ApiError {
+pub fn read(body: &[u8], quote: &Quote<'_>) -> ApiError {
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => read_object(&object, quote),
         _ => None,
@@ -27,7 +27,7 @@ pub fn read(body: &[u8], quote: &Quote) -> ApiError {
     })
 }
 
-fn read_object(object: &Map<String, Value>, quote: &Quote) -> Option<ApiError> {
+fn read_object(object: &Map<String, Value>, quote: &Quote<'_>) -> Option<ApiError> {
     let text = |name: &str| {
         let text = match object.get(name)? {
             Value::Null => return None,

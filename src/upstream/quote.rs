@@ -6,30 +6,32 @@ use http::HeaderMap;
 use crate::credentials;
 
 /// Quotes upstream text for one call.
-#[derive(Clone, Debug, Default)]
-pub struct Quote {
-    secrets: Vec<String>,
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quote<'a> {
+    headers: Option<&'a HeaderMap>,
 }
 
 const REDACTED: &str = "[redacted]";
 
-impl Quote {
+impl<'a> Quote<'a> {
     /// Hides the secrets that stand in these request headers.
-    pub fn without_secrets_of(headers: &HeaderMap) -> Self {
-        let secrets = headers
-            .iter()
+    pub fn without_secrets_of(headers: &'a HeaderMap) -> Self {
+        Quote {
+            headers: Some(headers),
+        }
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &'a str> {
+        (self.headers.into_iter().flatten())
             .filter(|(name, _)| credentials::is_secret(name))
             .filter_map(|(_, value)| value.to_str().ok()?.split(' ').next_back())
             .filter(|secret| !secret.is_empty())
-            .map(str::to_owned)
-            .collect();
-        Quote { secrets }
     }
 
     /// At most `longest` bytes of `text`, safe to show.
     pub fn text(&self, text: &str, longest: usize) -> String {
         let mut text = text.to_owned();
-        for secret in &self.secrets {
+        for secret in self.secrets() {
             text = text.replace(secret, REDACTED);
         }
         let mut quoted = String::with_capacity(text.len().min(longest));
@@ -79,16 +81,18 @@ fn without_tokens(word: &str) -> String {
 mod tests {
     use super::*;
 
-    fn quote() -> Quote {
+    fn headers() -> HeaderMap {
         let mut headers = HeaderMap::new();
         headers.insert("authorization", "Bearer t0k.en".parse().expect("a value"));
         headers.insert("x-api-key", "k3y".parse().expect("a value"));
         headers.insert("x-sandbox-name", "prod".parse().expect("a value"));
-        Quote::without_secrets_of(&headers)
+        headers
     }
 
     #[test]
     fn secrets_are_hidden() {
+        let headers = headers();
+        let quote = Quote::without_secrets_of(&headers);
         for (text, expected) in [
             (
                 "token t0k.en, key k3y in prod",
@@ -101,12 +105,13 @@ mod tests {
             ),
             ("eyJ is short", "eyJ is short"),
         ] {
-            assert_eq!(quote().text(text, 100), expected);
+            assert_eq!(quote.text(text, 100), expected);
         }
     }
 
     #[test]
     fn text_becomes_one_short_line() {
+        let quote = Quote::default();
         for (text, expected) in [
             (
                 "<html>\r\n  <b>\u{1b}[31mno\0</b>",
@@ -116,8 +121,8 @@ mod tests {
             ("ééééééé", "ééééé"),
             ("", ""),
         ] {
-            assert_eq!(quote().text(text, 10.max(expected.len())), expected);
+            assert_eq!(quote.text(text, 10.max(expected.len())), expected);
         }
-        assert_eq!(quote().bytes(b"a\xffb", 10), "a\u{fffd}b");
+        assert_eq!(quote.bytes(b"a\xffb", 10), "a\u{fffd}b");
     }
 }
