@@ -1,16 +1,20 @@
 //! Which try of a call this is, as far as clients and meshes say so.
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
+
+const GRPC: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+const MIDDLEWARE: HeaderName = HeaderName::from_static("x-retry-attempty");
+const ENVOY: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
 /// The tries that were counted on the way here. Each counter starts anew below
 /// the one outside of it: for every try of a client, Envoy counts from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attempt {
-    /// `grpc-previous-rpc-attempts`: earlier tries, by gRPC libraries (gRFC A6).
+    /// [`GRPC`]: earlier tries, by gRPC libraries (gRFC A6).
     grpc: Option<u32>,
-    /// `x-retry-attempty`: earlier tries, by go-grpc-middleware (spelt so).
+    /// [`MIDDLEWARE`]: earlier tries, by go-grpc-middleware (spelt so).
     middleware: Option<u32>,
-    /// `x-envoy-attempt-count`: this try, by Envoy and Istio.
+    /// [`ENVOY`]: this try, by Envoy and Istio.
     envoy: Option<u32>,
 }
 
@@ -18,16 +22,16 @@ impl Attempt {
     /// Reads a call's counters. Garbage is ignored: it must not make a call
     /// fail.
     pub fn of_call(metadata: &HeaderMap) -> Self {
-        let number = |name: &str| {
+        let number = |name: HeaderName| {
             let values = metadata.get_all(name).iter();
             values
                 .filter_map(|value| value.to_str().ok()?.trim().parse().ok())
                 .max()
         };
         Attempt {
-            grpc: number("grpc-previous-rpc-attempts"),
-            middleware: number("x-retry-attempty"),
-            envoy: number("x-envoy-attempt-count"),
+            grpc: number(GRPC),
+            middleware: number(MIDDLEWARE),
+            envoy: number(ENVOY),
         }
     }
 
@@ -62,14 +66,10 @@ impl Attempt {
 mod tests {
     use super::*;
 
-    const GRPC: &str = "grpc-previous-rpc-attempts";
-    const MIDDLEWARE: &str = "x-retry-attempty";
-    const ENVOY: &str = "x-envoy-attempt-count";
-
-    fn attempt(pairs: &[(&'static str, &'static str)]) -> Attempt {
+    fn attempt(pairs: &[(HeaderName, &'static str)]) -> Attempt {
         let mut map = HeaderMap::new();
         for (name, value) in pairs {
-            map.append(*name, http::HeaderValue::from_static(value));
+            map.append(name, http::HeaderValue::from_static(value));
         }
         Attempt::of_call(&map)
     }
@@ -90,7 +90,7 @@ mod tests {
             (MIDDLEWARE, "1"),
             (GRPC, "4294967295"),
         ] {
-            assert!(attempt(&[retry]).is_retry(), "{retry:?}");
+            assert!(attempt(&[retry.clone()]).is_retry(), "{retry:?}");
         }
         for garbage in ["", "-1", "two", "1e9", "99999999999999999999"] {
             assert!(

@@ -206,6 +206,7 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
     if let Some(tracing) = tracing {
         tracing.stop();
     }
+    telemetry::write_waiting_lines();
     ended
 }
 

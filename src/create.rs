@@ -133,8 +133,7 @@ impl Creator {
     pub async fn settle(&self, call: &CreateCall, sending: Sending) -> Result<Settled, Failure> {
         self.shared.budget.deposit();
         let Some(external) = &call.external else {
-            let batch = self.create(call, &sending).await?;
-            return Ok(created(batch));
+            return self.create(call, &sending).await.map(created);
         };
 
         let external_id = &external.id;
@@ -160,7 +159,7 @@ impl Creator {
         let result = self.create(call, &sending).await;
         let known = match &result {
             Ok(batch) => Known::Created {
-                batch: Box::new(batch.clone()),
+                batch: batch.clone(),
                 caller: external.caller,
             },
             Err(failure) => match status::row(failure).outcome {
@@ -195,7 +194,7 @@ impl Creator {
         external: &External,
         known: Option<&Known>,
         open_until: Option<Instant>,
-    ) -> Result<Option<Batch>, Failure> {
+    ) -> Result<Option<Arc<Batch>>, Failure> {
         let look = match self.shared.look_up {
             LookUp::Always => true,
             LookUp::OnRetry => open_until.is_some() || call.attempt.is_retry(),
@@ -218,7 +217,7 @@ impl Creator {
                 if let Some(Known::Created { batch, caller }) = known
                     && (look || *caller == external.caller)
                 {
-                    return Ok(Some(Batch::clone(batch)));
+                    return Ok(Some(batch.clone()));
                 }
                 match open_until {
                     Some(until) if look && Instant::now() < until => pauses.sleep().await,
@@ -260,7 +259,7 @@ impl Creator {
             match self.look_up_once(call, &external.id).await {
                 Ok(Some(batch)) if mapping::is_same_content(&external.message, &batch) => {
                     let known = Known::Created {
-                        batch: Box::new(batch.clone()),
+                        batch: batch.clone(),
                         caller: external.caller,
                     };
                     self.shared.recent.remember(external.id.clone(), known);
@@ -306,7 +305,7 @@ impl Creator {
         &self,
         call: &CreateCall,
         external_id: &ExternalId,
-    ) -> Result<Option<Batch>, Failure> {
+    ) -> Result<Option<Arc<Batch>>, Failure> {
         let found = self
             .upstream
             .find_batches(&call.headers, &external_id.id, &call.record)
@@ -315,11 +314,11 @@ impl Creator {
         if found.is_ok() {
             self.shared.proven.deposit();
         }
-        Ok(found?.into_iter().next())
+        Ok(found?.into_iter().next().map(Arc::new))
     }
 
     /// `POST /batches`, repeated only where nothing was created.
-    async fn create(&self, call: &CreateCall, sending: &Sending) -> Result<Batch, Failure> {
+    async fn create(&self, call: &CreateCall, sending: &Sending) -> Result<Arc<Batch>, Failure> {
         let mut attempt = 1;
         loop {
             let Some(handover) = sending.begin() else {
@@ -392,20 +391,21 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
-fn created(batch: Batch) -> Settled {
+fn created(batch: Arc<Batch>) -> Settled {
     Settled {
         batch,
         origin: BatchOrigin::Created,
     }
 }
 
-fn found(external: &External, batch: Batch) -> Result<Settled, Failure> {
+fn found(external: &External, batch: Arc<Batch>) -> Result<Settled, Failure> {
     if mapping::is_same_content(&external.message, &batch) {
         Ok(Settled {
             batch,
             origin: BatchOrigin::Found,
         })
     } else {
-        Err(Failure::ExternalIdTaken { batch_id: batch.id })
+        let batch_id = batch.id.clone();
+        Err(Failure::ExternalIdTaken { batch_id })
     }
 }

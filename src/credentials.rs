@@ -17,7 +17,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The four headers that every call needs ("Getting started with Experience
 /// Platform APIs"), in the documentation's order.
-pub const NAMES: [HeaderName; 4] = [
+pub static NAMES: [HeaderName; 4] = [
     http::header::AUTHORIZATION,
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("x-gw-ims-org-id"),
@@ -108,7 +108,8 @@ pub fn request_id(metadata: &HeaderMap) -> HeaderValue {
 
 /// Tells callers apart by their credentials, within this process only.
 pub fn fingerprint(headers: &HeaderMap) -> u64 {
-    HASHER.hash_one(NAMES.map(|name| headers.get(name).map(HeaderValue::as_bytes)))
+    let values = NAMES.each_ref();
+    HASHER.hash_one(values.map(|name| headers.get(name).map(HeaderValue::as_bytes)))
 }
 
 /// Tells calls apart by their caller and body, within this process only.

@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
 use crate::outcome::{Failure, Violation};
+
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// The moment at which the caller must have its answer, if there is one: the
 /// least of its own deadline and Envoy's, less a margin in which the answer
@@ -18,7 +21,7 @@ pub fn of_call(metadata: &HeaderMap, arrived: Instant) -> Result<Option<Instant>
 }
 
 fn callers(metadata: &HeaderMap) -> Result<Option<Duration>, Failure> {
-    let mut values = metadata.get_all("grpc-timeout").iter();
+    let mut values = metadata.get_all(TIMEOUT).iter();
     let Some(value) = values.next() else {
         return Ok(None);
     };
@@ -26,7 +29,7 @@ fn callers(metadata: &HeaderMap) -> Result<Option<Duration>, Failure> {
     match (timeout, values.next()) {
         (Some(timeout), None) => Ok(Some(timeout)),
         _ => Err(Failure::Invalid(vec![Violation::new(
-            "grpc-timeout",
+            TIMEOUT.as_str(),
             "must be one value of at most 8 digits and one of the units H, M, S, m, u, n",
         )])),
     }
@@ -36,7 +39,7 @@ fn callers(metadata: &HeaderMap) -> Result<Option<Duration>, Failure> {
 /// a batch may exist. Garbage is ignored, since the caller could not help it,
 /// and so is 0, which is Envoy's word for no limit.
 fn envoys(metadata: &HeaderMap) -> Option<Duration> {
-    let values = metadata.get_all("x-envoy-expected-rq-timeout-ms").iter();
+    let values = metadata.get_all(EXPECTED).iter();
     values
         .filter_map(|value| value.to_str().ok()?.trim().parse().ok())
         .filter(|milliseconds| *milliseconds > 0)

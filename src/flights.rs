@@ -394,7 +394,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        proto::v1::{Batch, BatchOrigin},
+        proto::v1::BatchOrigin,
         telemetry::Method,
     };
 
@@ -427,7 +427,7 @@ mod tests {
 
     fn settled() -> CreateResult {
         Ok(Settled {
-            batch: Batch::default(),
+            batch: Arc::default(),
             origin: BatchOrigin::Created,
         })
     }

@@ -1,7 +1,7 @@
 //! What may have happened upstream: the vocabulary that the REST client, the
 //! statuses and the telemetry share.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 
@@ -181,7 +181,7 @@ pub struct UnusableAnswer {
 #[derive(Clone, Debug)]
 pub struct Settled {
     /// The batch.
-    pub batch: Batch,
+    pub batch: Arc<Batch>,
     /// How it came to be known.
     pub origin: BatchOrigin,
 }

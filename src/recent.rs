@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -38,7 +38,7 @@ pub enum Known {
     /// It made this batch.
     Created {
         /// The batch.
-        batch: Box<Batch>,
+        batch: Arc<Batch>,
         /// For whom: [`crate::credentials::fingerprint`].
         caller: u64,
     },
@@ -124,7 +124,7 @@ mod tests {
     }
 
     fn created(batch: Batch) -> Known {
-        let batch = Box::new(batch);
+        let batch = Arc::new(batch);
         Known::Created { batch, caller: 0 }
     }
 

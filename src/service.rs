@@ -142,7 +142,7 @@ fn external_id(id: &str, headers: &HeaderMap) -> ExternalId {
             .get(name)
             .map_or(Vec::new(), |v: &HeaderValue| v.as_bytes().to_vec())
     };
-    let [_, _, organization, sandbox] = credentials::NAMES;
+    let [_, _, organization, sandbox] = &credentials::NAMES;
     ExternalId {
         organization: header(organization),
         sandbox: header(sandbox),
@@ -156,7 +156,7 @@ fn answer(settled: Settled, request_id: HeaderValue) -> Response<CreateBatchResp
     metadata.insert(status::OUTCOME, outcome);
     metadata.insert(REQUEST_ID, request_id);
     let message = CreateBatchResponse {
-        batch: Some(settled.batch),
+        batch: Some(Arc::unwrap_or_clone(settled.batch)),
         origin: settled.origin.into(),
     };
     Response::from_parts(

@@ -2,6 +2,7 @@
 //! credential and no text from upstream is in any of them; no dataset,
 //! organization or batch is in a label.
 
+mod access;
 mod b3;
 mod call;
 mod logs;
@@ -19,7 +20,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 use self::metrics::{Metrics, ReasonLabel, ResultLabel};
 pub use self::{
     call::{Call, CallRecord},
-    logs::{LogFormat, LogLevel, start_logs},
+    logs::{LogFormat, LogLevel, start_logs, write_waiting_lines},
     metrics::Method,
     rest::{RestCall, RestRequest},
     trace::Tracing,

@@ -143,7 +143,7 @@ impl Upstream {
         body: Bytes,
         handover: &Handover,
         record: &Arc<CallRecord>,
-    ) -> Result<Batch, Failure> {
+    ) -> Result<Arc<Batch>, Failure> {
         let mut request = reqwest::Request::new(Method::POST, self.batches.clone());
         let json = HeaderValue::from_static("application/json");
         let sent = request.headers_mut();
@@ -158,7 +158,7 @@ impl Upstream {
             request,
             &mut observed,
             &quote,
-            mapping::batch_from_json,
+            |body| mapping::batch_from_json(body).map(Arc::new),
             handover,
         );
         let result = match timeout(self.longest, asked).await {

@@ -38,7 +38,7 @@ pub(super) async fn show(listen: &Listen, simulator: &Simulator) -> io::Result<(
         ..Default::default()
     };
     let mut metadata = HeaderMap::new();
-    for (name, value) in credentials::NAMES.into_iter().zip(CREDENTIALS) {
+    for (name, value) in credentials::NAMES.iter().zip(CREDENTIALS) {
         metadata.insert(name, HeaderValue::from_static(value));
     }
     let metadata = MetadataMap::from_headers(metadata);

@@ -18,8 +18,8 @@ use serde_json::value::RawValue;
 /// protobuf's parsers stop at 100.
 const MAX_DEPTH: usize = 16;
 
-/// The text of a document. A batch that exists matters more than bytes that are
-/// not UTF-8: these are replaced.
+/// The text of a document, or of a name in it. A batch that exists matters more
+/// than bytes that are not UTF-8: these are replaced.
 pub(super) fn text_of(body: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(body) {
         Ok(text) => Cow::Borrowed(text),
@@ -73,7 +73,8 @@ impl<'a> Json<'a> {
         String::from_utf8(bytes.into_owned()).ok()
     }
 
-    /// The members of an object, sorted by name; equal names keep their order.
+    /// The members of an object, sorted so that equal names stand together, in
+    /// their order.
     pub(super) fn object(self) -> Option<Members<'a>> {
         self.is_object().then(|| object_of(self.0)).flatten()
     }
@@ -141,7 +142,7 @@ pub(super) type Members<'a> = Vec<(Cow<'a, str>, Json<'a>)>;
 /// is something else, or not JSON.
 pub(super) fn object_of(text: &str) -> Option<Members<'_>> {
     let mut members = serde_json::from_str::<Object<'_>>(text).ok()?.0;
-    members.sort_by(|a, b| a.0.cmp(&b.0));
+    members.sort_by(|(a, _), (b, _)| a.len().cmp(&b.len()).then_with(|| a.cmp(b)));
     Some(members)
 }
 
@@ -227,8 +228,8 @@ impl<'de> Deserialize<'de> for Object<'de> {
                 let mut members = Vec::with_capacity(16);
                 while let Some((name, value)) = map.next_entry::<Bytes<'de>, &'de RawValue>()? {
                     let name = match name.0 {
-                        Cow::Borrowed(name) => String::from_utf8_lossy(name),
-                        Cow::Owned(name) => String::from_utf8_lossy(&name).into_owned().into(),
+                        Cow::Borrowed(name) => text_of(name),
+                        Cow::Owned(name) => text_of(&name).into_owned().into(),
                     };
                     members.push((name, Json(value.get())));
                 }

@@ -7,6 +7,8 @@ use std::{future::pending, io, num::NonZero, sync::Arc, thread};
 
 use tokio::runtime::{Builder, Handle};
 
+use crate::telemetry::write_waiting_lines;
+
 /// A thread that serves connections.
 pub(super) struct Worker {
     runtime: Handle,
@@ -25,7 +27,10 @@ pub(super) fn start() -> io::Result<Vec<Worker>> {
 
 impl Worker {
     fn start(number: usize) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .on_thread_park(write_waiting_lines)
+            .build()?;
         let worker = Worker {
             runtime: runtime.handle().clone(),
             connections: Arc::default(),

@@ -35,10 +35,10 @@ pub(super) fn extract(headers: &HeaderMap) -> Option<(SpanContext, Form)> {
         let sampled = parts.next().is_none_or(is_sampled);
         return Some((context(trace, span, sampled)?, Form::Single));
     }
+    let (trace, span) = (text(&TRACE_ID)?, text(&SPAN_ID)?);
     let is_debug = text(&FLAGS) == Some("1");
     let sampled = is_debug || text(&SAMPLED).is_none_or(is_sampled);
-    let context = context(text(&TRACE_ID)?, text(&SPAN_ID)?, sampled)?;
-    Some((context, Form::Multi))
+    Some((context(trace, span, sampled)?, Form::Multi))
 }
 
 /// Debug (`d`) implies it.

@@ -19,6 +19,7 @@ use tonic::Code;
 
 use super::{
     BATCH_SERVICE, Telemetry,
+    access::AccessLine,
     metrics::{CreateLabels, Method, OutcomeLabel, TraceLabel, code_name},
     rest::{RestCall, RestRequest},
     trace::TraceContext,
@@ -192,30 +193,21 @@ impl CallRecord {
 
     fn log(&self, code: Code, took: Duration) {
         let ending = self.ending.get();
-        macro_rules! line {
-            ($level:ident, $text:literal) => {
-                tracing::$level!(
-                    target: "access",
-                    method = self.method.as_str(),
-                    code = code_name(code),
-                    outcome = ending.map(|ending| ending.outcome.as_str()),
-                    reason = ending.map(|ending| ending.reason),
-                    http_status = ending.and_then(|ending| ending.http_status),
-                    batch_id = ending.and_then(|ending| ending.batch_id.as_deref()),
-                    request_id = self.shown_request_id(),
-                    trace_id = self.trace.trace_id(),
-                    client = self.client.as_deref(),
-                    milliseconds = milliseconds(took),
-                    upstream_milliseconds = self.upstream.load(Relaxed) as f64 / 1e3,
-                    upstream_requests = self.requests.load(Relaxed),
-                    $text
-                )
-            };
-        }
-        match code {
-            Code::Ok => line!(info, "call ended"),
-            _ => line!(warn, "call failed"),
-        }
+        let line = AccessLine {
+            method: self.method.as_str(),
+            code: code_name(code),
+            outcome: ending.map(|ending| ending.outcome.as_str()),
+            reason: ending.map(|ending| ending.reason),
+            http_status: ending.and_then(|ending| ending.http_status),
+            batch_id: ending.and_then(|ending| ending.batch_id.as_deref()),
+            request_id: self.shown_request_id(),
+            trace_id: self.trace.trace_id(),
+            client: self.client.as_deref(),
+            milliseconds: milliseconds(took),
+            upstream_milliseconds: self.upstream.load(Relaxed) as f64 / 1e3,
+            upstream_requests: self.requests.load(Relaxed),
+        };
+        line.write(code != Code::Ok);
     }
 
     fn end_span(&self, code: Code) {
