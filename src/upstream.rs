@@ -153,7 +153,7 @@ impl Upstream {
         *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
 
         let quote = Quote::without_secrets_of(headers);
-        let mut observed = record.request(RestCall::CREATE, self.batches.host_str());
+        let mut observed = record.request(RestCall::Create, self.batches.host_str());
         let asked = self.ask(
             request,
             &mut observed,
@@ -192,7 +192,7 @@ impl Upstream {
         sent.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
 
         let quote = Quote::without_secrets_of(headers);
-        let mut observed = record.request(RestCall::LOOK_UP, self.catalog_batches.host_str());
+        let mut observed = record.request(RestCall::LookUp, self.catalog_batches.host_str());
         let handover = Handover::default();
         let asked = self.ask(
             request,

@@ -163,7 +163,7 @@ pub(super) struct Metrics {
     pub(super) look_ups: Family<ResultLabel, Counter>,
     pub(super) retries: Counter,
     pub(super) request_seconds: Family<AnsweredLabels, Histogram>,
-    pub(super) active_requests: Family<RestLabels, Gauge>,
+    active_requests: [Gauge; 2],
     pub(super) connects: Family<ResultLabel, Counter>,
     pub(super) connect_seconds: Histogram,
     pub(super) connections: Gauge,
@@ -217,11 +217,7 @@ impl Metrics {
                 "Requests to the API that were sent again",
             ),
             request_seconds: Family::new_with_constructor(|| Histogram::new(LATENCY)),
-            active_requests: registered(
-                registry,
-                "http_client_active_requests",
-                "Requests to the API that have not been answered",
-            ),
+            active_requests: active_requests(registry),
             connects: registered(
                 registry,
                 "aep_gateway_upstream_connects",
@@ -317,8 +313,7 @@ impl Metrics {
         for reason in ["limit", "silent", "tls"] {
             let _ = (self.refused_connections).get_or_create(&ReasonLabel { reason });
         }
-        for call in [RestCall::CREATE, RestCall::LOOK_UP] {
-            let _ = self.active_requests.get_or_create(&call.labels());
+        for call in RestCall::ALL {
             let answered = call.answered(Some(200), ErrorType::None);
             let _ = self.request_seconds.get_or_create(&answered);
         }
@@ -331,6 +326,10 @@ impl Metrics {
     pub(super) fn method(&self, method: Method) -> &MethodMetrics {
         &self.methods[method as usize]
     }
+
+    pub(super) fn active_requests(&self, call: RestCall) -> &Gauge {
+        &self.active_requests[call as usize]
+    }
 }
 
 fn registered<M>(registry: &mut Registry, name: &str, help: &str) -> M
@@ -340,6 +339,16 @@ where
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
+}
+
+/// One for each of [`RestCall::ALL`].
+fn active_requests(registry: &mut Registry) -> [Gauge; 2] {
+    let family: Family<RestLabels, Gauge> = registered(
+        registry,
+        "http_client_active_requests",
+        "Requests to the API that have not been answered",
+    );
+    RestCall::ALL.map(|call| family.get_or_create_owned(&call.labels()))
 }
 
 /// All calls are of one service and one type, so that what a call counts needs

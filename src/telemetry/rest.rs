@@ -18,38 +18,49 @@ use crate::{outcome::Failure, status};
 
 /// A documented call of the API.
 #[derive(Clone, Copy, Debug)]
-pub struct RestCall {
-    method: &'static str,
-    template: &'static str,
-    /// As spans are named: method and template.
-    span: &'static str,
+pub enum RestCall {
+    /// Batch Ingestion's `POST /batches`.
+    Create,
+    /// Catalog's `GET /batches`.
+    LookUp,
 }
 
 impl RestCall {
-    /// Batch Ingestion's `POST /batches`.
-    pub const CREATE: RestCall = RestCall {
-        method: "POST",
-        template: "/batches",
-        span: "POST /batches",
-    };
-    /// Catalog's `GET /batches`.
-    pub const LOOK_UP: RestCall = RestCall {
-        method: "GET",
-        template: "/catalog/batches",
-        span: "GET /catalog/batches",
-    };
+    pub(super) const ALL: [RestCall; 2] = [RestCall::Create, RestCall::LookUp];
+
+    fn method(self) -> &'static str {
+        match self {
+            RestCall::Create => "POST",
+            RestCall::LookUp => "GET",
+        }
+    }
+
+    fn template(self) -> &'static str {
+        match self {
+            RestCall::Create => "/batches",
+            RestCall::LookUp => "/catalog/batches",
+        }
+    }
+
+    /// As spans are named: method and template.
+    fn span(self) -> &'static str {
+        match self {
+            RestCall::Create => "POST /batches",
+            RestCall::LookUp => "GET /catalog/batches",
+        }
+    }
 
     pub(super) fn labels(self) -> RestLabels {
         RestLabels {
-            http_request_method: self.method,
-            url_template: self.template,
+            http_request_method: self.method(),
+            url_template: self.template(),
         }
     }
 
     pub(super) fn answered(self, status: Option<u16>, error_type: ErrorType) -> AnsweredLabels {
         AnsweredLabels {
-            http_request_method: self.method,
-            url_template: self.template,
+            http_request_method: self.method(),
+            url_template: self.template(),
             http_response_status_code: status,
             error_type,
         }
@@ -71,19 +82,18 @@ pub struct RestRequest {
 impl RestRequest {
     pub(super) fn begin(call: RestCall, host: Option<&str>, record: Arc<CallRecord>) -> Self {
         let telemetry = &record.telemetry;
-        let active = &telemetry.metrics.active_requests;
-        active.get_or_create(&call.labels()).inc();
+        telemetry.metrics.active_requests(call).inc();
         let trace = match (&telemetry.tracer, &record.trace.context) {
             (Some(tracer), Some(parent)) => {
                 let mut attributes = vec![
-                    KeyValue::new("http.request.method", call.method),
-                    KeyValue::new("url.template", call.template),
+                    KeyValue::new("http.request.method", call.method()),
+                    KeyValue::new("url.template", call.template()),
                 ];
                 if let Some(host) = host {
                     attributes.push(KeyValue::new("server.address", host.to_owned()));
                 }
                 let span = tracer
-                    .span_builder(call.span)
+                    .span_builder(call.span())
                     .with_kind(SpanKind::Client)
                     .with_attributes(attributes)
                     .start_with_context(tracer, parent);
@@ -128,8 +138,7 @@ impl Drop for RestRequest {
         self.record.request_ended(took);
 
         let metrics = &self.record.telemetry.metrics;
-        let active = &metrics.active_requests;
-        active.get_or_create(&self.call.labels()).dec();
+        metrics.active_requests(self.call).dec();
         let answered = self.call.answered(status, self.error);
         let seconds = metrics.request_seconds.get_or_create(&answered);
         seconds.observe(took.as_secs_f64());
