@@ -8,17 +8,18 @@ pub mod error_body;
 mod handover;
 pub mod quote;
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Certificate, Response, Url, redirect};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, error::Elapsed, timeout};
 use tower::util::MapFutureLayer;
 
 pub use self::handover::{Handover, Sending};
 use self::quote::Quote;
 use crate::{
+    credentials::REQUEST_ID,
     mapping::{self, NoBatch},
     outcome::{ApiError, Failure, NeverSent, Refusal, UnusableAnswer},
     proto::v1::Batch,
@@ -144,25 +145,20 @@ impl Upstream {
         handover: &Handover,
         record: &Arc<CallRecord>,
     ) -> Result<Arc<Batch>, Failure> {
-        let mut request = reqwest::Request::new(Method::POST, self.batches.clone());
-        let json = HeaderValue::from_static("application/json");
-        let sent = request.headers_mut();
-        sent.clone_from(headers);
-        sent.insert(header::ACCEPT, json.clone());
-        sent.insert(header::CONTENT_TYPE, json);
-        *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
-
-        let quote = Quote::without_secrets_of(headers);
         let mut observed = record.request(RestCall::Create, self.batches.host_str());
-        let asked = self.ask(
-            request,
-            &mut observed,
-            &quote,
-            |body| mapping::batch_from_json(body).map(Arc::new),
-            handover,
-        );
-        let result = match timeout(self.longest, asked).await {
-            Ok(result) => result,
+        let sent = {
+            let mut request = request(Method::POST, self.batches.clone(), headers);
+            let json = HeaderValue::from_static("application/json");
+            request.headers_mut().insert(header::CONTENT_TYPE, json);
+            *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
+            self.send(request, self.longest, &mut observed)
+        };
+        let result = match sent.await {
+            Ok(Ok(answer)) => {
+                let quote = Quote::without_secrets_of(headers);
+                answer.outcome(&quote, |body| mapping::batch_from_json(body).map(Arc::new))
+            }
+            Ok(Err(error)) => Err(failure_of(&error, handover)),
             Err(_) if handover.revoke() => Err(Failure::NeverSent(NeverSent::ConnectTimeout)),
             Err(_) => Err(Failure::TimedOut(self.longest)),
         };
@@ -186,23 +182,14 @@ impl Upstream {
             .append_pair("limit", "2")
             .append_pair("properties", PROPERTIES);
 
-        let mut request = reqwest::Request::new(Method::GET, url);
-        let sent = request.headers_mut();
-        sent.clone_from(headers);
-        sent.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-
-        let quote = Quote::without_secrets_of(headers);
+        let request = request(Method::GET, url, headers);
         let mut observed = record.request(RestCall::LookUp, self.catalog_batches.host_str());
-        let handover = Handover::default();
-        let asked = self.ask(
-            request,
-            &mut observed,
-            &quote,
-            mapping::batches_from_json,
-            &handover,
-        );
-        let result = match timeout(LOOK_UP, asked).await {
-            Ok(result) => result,
+        let result = match self.send(request, LOOK_UP, &mut observed).await {
+            Ok(Ok(answer)) => {
+                let quote = Quote::without_secrets_of(headers);
+                answer.outcome(&quote, mapping::batches_from_json)
+            }
+            Ok(Err(error)) => Err(failure_of(&error, &Handover::default())),
             Err(_) => Err(Failure::TimedOut(LOOK_UP)),
         };
         observed.ends(&result);
@@ -218,23 +205,29 @@ impl Upstream {
         Ok(batches)
     }
 
-    async fn ask<T>(
+    /// Sends a request, and waits for the answer, but no longer than that.
+    fn send(
         &self,
         mut request: reqwest::Request,
+        longest: Duration,
         observed: &mut RestRequest,
-        quote: &Quote<'_>,
-        read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
-        handover: &Handover,
-    ) -> Result<T, Failure> {
+    ) -> impl Future<Output = Result<reqwest::Result<Answer>, Elapsed>> + Send {
         observed.inject(request.headers_mut());
-        match self.client.execute(request).await {
-            Ok(response) => {
-                observed.answered(response.status());
-                read_answer(response, quote, read).await
-            }
-            Err(error) => Err(failure_of(&error, handover)),
-        }
+        let answering = self.client.execute(request);
+        timeout(longest, async {
+            let mut response = answering.await?;
+            observed.answered(response.status());
+            Ok(Answer::of(&mut response).await)
+        })
     }
+}
+
+fn request(method: Method, url: Url, headers: &HeaderMap) -> reqwest::Request {
+    let mut request = reqwest::Request::new(method, url);
+    let json = HeaderValue::from_static("application/json");
+    request.headers_mut().clone_from(headers);
+    request.headers_mut().insert(header::ACCEPT, json);
+    request
 }
 
 async fn counted<T, E>(
@@ -254,61 +247,13 @@ fn below(mut base: Url, name: &str) -> Url {
     base
 }
 
-/// An answer whose status line has arrived. What happened is decided by the
-/// status; the body, even half of one, only explains.
-async fn read_answer<T>(
-    mut response: Response,
-    quote: &Quote<'_>,
-    read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
-) -> Result<T, Failure> {
-    let status = response.status();
-    if status.is_success() {
-        read_success(response, quote, read).await
-    } else if status.is_redirection() {
-        Err(Failure::Redirected {
-            status,
-            host: redirect_host(response.headers(), quote),
-        })
-    } else {
-        let (body, _) = read_body(&mut response, LARGEST_ERROR).await;
-        let error = match body.is_empty() {
-            true => ApiError::default(),
-            false => error_body::read(&body, quote),
-        };
-        Err(Failure::Refused(Box::new(Refusal {
-            status,
-            error,
-            retry_after: retry_after(response.headers()),
-            request_id: upstream_request_id(response.headers(), quote),
-        })))
-    }
-}
-
-async fn read_success<T>(
-    mut response: Response,
-    quote: &Quote<'_>,
-    read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
-) -> Result<T, Failure> {
-    let (body, end) = read_body(&mut response, LARGEST_ANSWER).await;
-    let problem = match end {
-        BodyEnd::Complete => match read(&body) {
-            Ok(answer) => return Ok(answer),
-            Err(no_batch) => no_batch.to_string(),
-        },
-        BodyEnd::TooLarge => format!("is larger than {LARGEST_ANSWER} bytes"),
-        BodyEnd::Broken => "is incomplete".to_owned(),
-    };
-    let headers = response.headers();
-    let location = header_text(headers, &header::LOCATION, quote);
-    let batch_id = location.as_deref().and_then(batch_id_of).map(str::to_owned);
-    Err(Failure::Unusable(Box::new(UnusableAnswer {
-        status: response.status(),
-        problem,
-        beginning: quote.bytes(&body[..body.len().min(4 * QUOTED)], QUOTED),
-        location,
-        batch_id,
-        request_id: upstream_request_id(headers, quote),
-    })))
+/// An answer as it came.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// As much of it as is read of such an answer.
+    body: Vec<u8>,
+    end: BodyEnd,
 }
 
 enum BodyEnd {
@@ -317,19 +262,85 @@ enum BodyEnd {
     Broken,
 }
 
-/// Reads at most `largest` bytes.
-async fn read_body(response: &mut Response, largest: usize) -> (Vec<u8>, BodyEnd) {
-    let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > largest => {
-                body.extend_from_slice(&chunk[..largest - body.len()]);
-                return (body, BodyEnd::TooLarge);
+impl Answer {
+    async fn of(response: &mut Response) -> Self {
+        let status = response.status();
+        let headers = mem::take(response.headers_mut());
+        let mut body = Vec::new();
+        let largest = match status.is_success() {
+            true => LARGEST_ANSWER,
+            false => LARGEST_ERROR,
+        };
+        let end = loop {
+            if status.is_redirection() {
+                break BodyEnd::Complete; // it says nothing
             }
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return (body, BodyEnd::Complete),
-            Err(_) => return (body, BodyEnd::Broken),
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > largest => {
+                    body.extend_from_slice(&chunk[..largest - body.len()]);
+                    break BodyEnd::TooLarge;
+                }
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break BodyEnd::Complete,
+                Err(_) => break BodyEnd::Broken,
+            }
+        };
+        Answer {
+            status,
+            headers,
+            body,
+            end,
         }
+    }
+
+    /// What happened is decided by the status; the body, even half of one, only
+    /// explains.
+    fn outcome<T>(
+        self,
+        quote: &Quote<'_>,
+        read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
+    ) -> Result<T, Failure> {
+        let Answer {
+            status,
+            headers,
+            body,
+            end,
+        } = self;
+        if status.is_redirection() {
+            let host = redirect_host(&headers, quote);
+            return Err(Failure::Redirected { status, host });
+        }
+        let request_id = || header_text(&headers, &REQUEST_ID, quote);
+        if !status.is_success() {
+            let error = match body.is_empty() {
+                true => ApiError::default(),
+                false => error_body::read(&body, quote),
+            };
+            return Err(Failure::Refused(Box::new(Refusal {
+                status,
+                error,
+                retry_after: retry_after(&headers),
+                request_id: request_id(),
+            })));
+        }
+        let problem = match end {
+            BodyEnd::Complete => match read(&body) {
+                Ok(answer) => return Ok(answer),
+                Err(no_batch) => no_batch.to_string(),
+            },
+            BodyEnd::TooLarge => format!("is larger than {LARGEST_ANSWER} bytes"),
+            BodyEnd::Broken => "is incomplete".to_owned(),
+        };
+        let location = header_text(&headers, &header::LOCATION, quote);
+        let batch_id = location.as_deref().and_then(batch_id_of).map(str::to_owned);
+        Err(Failure::Unusable(Box::new(UnusableAnswer {
+            status,
+            problem,
+            beginning: quote.bytes(&body[..body.len().min(4 * QUOTED)], QUOTED),
+            location,
+            batch_id,
+            request_id: request_id(),
+        })))
     }
 }
 
@@ -402,10 +413,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn header_text(headers: &HeaderMap, name: &header::HeaderName, quote: &Quote<'_>) -> Option<String> {
     Some(quote.bytes(headers.get(name)?.as_bytes(), QUOTED))
-}
-
-fn upstream_request_id(headers: &HeaderMap, quote: &Quote<'_>) -> Option<String> {
-    header_text(headers, &crate::credentials::REQUEST_ID, quote)
 }
 
 fn redirect_host(headers: &HeaderMap, quote: &Quote<'_>) -> Option<String> {
