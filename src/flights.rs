@@ -393,10 +393,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::{
-        proto::v1::BatchOrigin,
-        telemetry::Method,
-    };
+    use crate::{proto::v1::BatchOrigin, telemetry::Method};
 
     const SECOND: Duration = Duration::from_secs(1);
 

@@ -89,8 +89,23 @@ impl Gateway {
     async fn create(
         &self,
         arrived: &mut Arrived<'_>,
-        mut message: CreateBatchRequest,
+        message: CreateBatchRequest,
     ) -> Result<Settled, Failure> {
+        let (ticket, call) = self.check(arrived, message)?;
+        self.flights
+            .ride(&ticket, |sending| {
+                let (creator, call) = (self.creator.clone(), call.clone());
+                async move { creator.settle(&call, sending).await }
+            })
+            .await
+    }
+
+    /// Turns what has arrived into a call that can be made.
+    fn check(
+        &self,
+        arrived: &mut Arrived<'_>,
+        mut message: CreateBatchRequest,
+    ) -> Result<(Ticket, Arc<CreateCall>), Failure> {
         let (metadata, record) = (arrived.metadata, &arrived.record);
         let deadline = deadline::of_call(metadata, record.started())?;
         arrived.deadline = deadline;
@@ -126,12 +141,7 @@ impl Gateway {
             deadline,
             record: record.clone(),
         });
-        self.flights
-            .ride(&ticket, |sending| {
-                let (creator, call) = (self.creator.clone(), call.clone());
-                async move { creator.settle(&call, sending).await }
-            })
-            .await
+        Ok((ticket, call))
     }
 }
 

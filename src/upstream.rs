@@ -411,7 +411,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(delay.min(LONGEST))
 }
 
-fn header_text(headers: &HeaderMap, name: &header::HeaderName, quote: &Quote<'_>) -> Option<String> {
+fn header_text(
+    headers: &HeaderMap,
+    name: &header::HeaderName,
+    quote: &Quote<'_>,
+) -> Option<String> {
     Some(quote.bytes(headers.get(name)?.as_bytes(), QUOTED))
 }
 

@@ -12,6 +12,7 @@
 //! die from then on, the client does not retry what may exist by then.
 
 use std::{
+    convert::Infallible,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -114,7 +115,8 @@ pub(super) fn begin(answering: Answering, record: Arc<CallRecord>) -> Response<B
 }
 
 /// A call that the service is answering.
-pub(super) type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+pub(super) type Answering =
+    Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// A body without a length: a length of 0 could make a proxy think that no
 /// trailers follow.
@@ -138,7 +140,7 @@ impl http_body::Body for LateBody {
         loop {
             match &mut *self {
                 LateBody::Waiting(answering, record) => {
-                    let response = ready!(answering.as_mut().poll(cx));
+                    let Ok(response) = ready!(answering.as_mut().poll(cx));
                     let (response, code) = tell(response, record);
                     let (head, body) = response.into_parts();
                     *self = match code {

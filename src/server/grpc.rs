@@ -13,7 +13,7 @@ use tonic_health::{
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    answer::{self, Answering},
+    answer,
     observed::{Received, Sent},
     web::Web,
 };
@@ -38,7 +38,7 @@ const HEALTH_CHECK_FAIL: HeaderName =
 type Batches = BatchServiceServer<Gateway>;
 type OtherService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// The gRPC services of this server.
+/// The gRPC services of this server, as a connection meets them.
 #[derive(Clone)]
 pub(super) struct GrpcServices {
     batches: Batches,
@@ -80,11 +80,11 @@ impl GrpcServices {
     }
 
     /// The services for one connection.
-    pub(super) fn for_peer(self, peer: Peer) -> Self {
-        GrpcServices { peer, ..self }
+    pub(super) fn for_peer(self, peer: Peer) -> ServicesForPeer {
+        ServicesForPeer(Arc::new(GrpcServices { peer, ..self }))
     }
 
-    async fn answer(mut self, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
         if request.method() != Method::POST {
             return answer::refuse(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -113,7 +113,7 @@ impl GrpcServices {
     }
 
     async fn answer_batch_call(
-        &mut self,
+        &self,
         mut request: Request<Body>,
         record: Arc<CallRecord>,
     ) -> Response<Body> {
@@ -129,34 +129,30 @@ impl GrpcServices {
             body,
             record: record.clone(),
         });
-        let answering = self.batches.call(request);
-        let mut answering: Answering = Box::pin(async move {
-            let Ok(response) = answering.await;
-            response
-        });
+        let mut answering = self.batches.clone().call(request);
         tokio::select! {
             biased;
-            response = &mut answering => answer::shape(response, &record),
+            Ok(response) = &mut answering => answer::shape(response, &record),
             () = commit.committed() => answer::begin(answering, record),
         }
     }
 }
 
-impl hyper::service::Service<Request<Incoming>> for GrpcServices {
+/// [`GrpcServices`], for every call of a connection.
+pub(super) struct ServicesForPeer(Arc<GrpcServices>);
+
+impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let services = self.clone();
+        let services = self.0.clone();
         Box::pin(async move {
             let request = request.map(Body::new);
             let mut response = match &services.web {
-                Some(web) => {
-                    web.answer(request, |call| services.clone().answer(call))
-                        .await
-                }
-                None => services.clone().answer(request).await,
+                Some(web) => web.answer(request, |call| services.answer(call)).await,
+                None => services.answer(request).await,
             };
             if services.draining.is_cancelled() {
                 let headers = response.headers_mut();

@@ -28,7 +28,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::field::display;
 
-use super::{grpc::GrpcServices, tls::Tls, workers::Worker};
+use super::{
+    grpc::{GrpcServices, ServicesForPeer},
+    tls::Tls,
+    workers::Worker,
+};
 use crate::{certificates::Peer, config::Listen, telemetry::Telemetry};
 
 /// A bound listener.
@@ -245,7 +249,7 @@ impl Server {
     async fn serve(
         self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        services: GrpcServices,
+        services: ServicesForPeer,
         opening: Instant,
     ) {
         let received = Arc::new(AtomicUsize::new(0));

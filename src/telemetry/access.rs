@@ -50,8 +50,16 @@ impl AccessLine<'_> {
     /// Writes the line, unless the log level leaves it out.
     pub(super) fn write(&self, failed: bool) {
         let (level, message, wanted) = match failed {
-            false => ("INFO", "call ended", tracing::enabled!(target: TARGET, Level::INFO)),
-            true => ("WARN", "call failed", tracing::enabled!(target: TARGET, Level::WARN)),
+            false => (
+                "INFO",
+                "call ended",
+                tracing::enabled!(target: TARGET, Level::INFO),
+            ),
+            true => (
+                "WARN",
+                "call failed",
+                tracing::enabled!(target: TARGET, Level::WARN),
+            ),
         };
         match logs::format().filter(|_| wanted) {
             Some(LogFormat::Json) => logs::write_soon(&JsonLine {
@@ -61,7 +69,9 @@ impl AccessLine<'_> {
                 line: self,
                 target: TARGET,
             }),
-            Some(LogFormat::Text) if failed => tracing::warn!(target: TARGET, "{message}{}", self.text()),
+            Some(LogFormat::Text) if failed => {
+                tracing::warn!(target: TARGET, "{message}{}", self.text())
+            }
             Some(LogFormat::Text) => tracing::info!(target: TARGET, "{message}{}", self.text()),
             None => {}
         }
