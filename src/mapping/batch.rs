@@ -265,10 +265,9 @@ fn read_strings(list: &mut Vec<String>, json: Json<'_>) -> bool {
     let Some(elements) = json.array() else {
         return false;
     };
-    let strings: Vec<_> = elements.into_iter().map(string_or_number).collect();
-    let held = strings.iter().all(Option::is_some);
-    list.extend(strings.into_iter().flatten());
-    held
+    let all = list.len() + elements.len();
+    list.extend(elements.into_iter().filter_map(string_or_number));
+    list.len() == all
 }
 
 fn read_status(status: &mut i32, json: Json<'_>) -> bool {
