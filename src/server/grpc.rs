@@ -151,7 +151,8 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
         Box::pin(async move {
             let request = request.map(Body::new);
             let mut response = match &services.web {
-                Some(web) => web.answer(request, |call| services.answer(call)).await,
+                // Boxed: it is large, and most calls do not need it.
+                Some(web) => Box::pin(web.answer(request, |call| services.answer(call))).await,
                 None => services.answer(request).await,
             };
             if services.draining.is_cancelled() {
