@@ -116,8 +116,7 @@ impl Speaks {
     }
 }
 
-/// All that a connection needs.
-#[derive(Clone)]
+/// All that connections need.
 pub(super) struct Server {
     http: auto::Builder<TokioExecutor>,
     tls: Option<Tls>,
@@ -147,10 +146,17 @@ impl Server {
     /// Takes connections until the server drains, and hands each to the worker
     /// that has the fewest.
     pub(super) async fn accept(self, listener: Listener, workers: Vec<(Worker, GrpcServices)>) {
-        let slots = Arc::new(Semaphore::new(self.limits.connections));
+        let server = Arc::new(self);
+        let Server {
+            limits,
+            telemetry,
+            stop,
+            ..
+        } = &*server;
+        let slots = Arc::new(Semaphore::new(limits.connections));
         loop {
             let accepted = tokio::select! {
-                () = self.stop.drain.cancelled() => return,
+                () = stop.drain.cancelled() => return,
                 accepted = accept_one(&listener) => accepted,
             };
             let stream = match accepted {
@@ -163,7 +169,7 @@ impl Server {
                 }
             };
             let Ok(slot) = slots.clone().try_acquire_owned() else {
-                self.telemetry.connection_refused("limit");
+                telemetry.connection_refused("limit");
                 tracing::warn!("a connection was closed: there are as many as there may be");
                 continue;
             };
@@ -173,20 +179,20 @@ impl Server {
             let Some((worker, services)) = least else {
                 return; // there is always one
             };
-            let until_it_ends = (slot, self.telemetry.connection(), worker.place());
-            let (server, services) = (self.clone(), services.clone());
+            let until_it_ends = (slot, telemetry.connection(), worker.place());
+            let (server, services) = (server.clone(), services.clone());
             let served = async move {
                 let _until_it_ends = until_it_ends;
                 if let Err(error) = server.take(stream, services).await {
                     tracing::warn!(%error, "a connection was lost");
                 }
             };
-            self.stop.connections.spawn_on(served, worker.runtime());
+            stop.connections.spawn_on(served, worker.runtime());
         }
     }
 
     /// Takes a connection over from the thread that has accepted it.
-    async fn take(self, stream: Stream, services: GrpcServices) -> io::Result<()> {
+    async fn take(&self, stream: Stream, services: GrpcServices) -> io::Result<()> {
         match stream {
             Stream::Tcp(stream, from) => {
                 let stream = TcpStream::from_std(stream)?;
@@ -203,16 +209,30 @@ impl Server {
 
     /// Serves a connection, inside TLS if that is on.
     async fn open(
-        self,
+        &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         from: Option<SocketAddr>,
         services: GrpcServices,
     ) {
         let opening = Instant::now() + OPENING;
-        let Some(tls) = self.tls.clone() else {
-            let services = services.for_peer(Peer::of(None, &[]));
-            return self.serve(stream, services, opening).await;
-        };
+        match &self.tls {
+            None => {
+                let services = services.for_peer(Peer::of(None, &[]));
+                self.serve(stream, services, opening).await;
+            }
+            // Boxed: TLS is large, and connections without it are many in a mesh.
+            Some(tls) => Box::pin(self.open_tls(tls, stream, from, services, opening)).await,
+        }
+    }
+
+    async fn open_tls(
+        &self,
+        tls: &Tls,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        from: Option<SocketAddr>,
+        services: GrpcServices,
+        opening: Instant,
+    ) {
         let accepted = tokio::select! {
             accepted = tls.accept(stream) => accepted,
             () = sleep_until(opening) => return self.telemetry.connection_refused("silent"),
@@ -247,7 +267,7 @@ impl Server {
     }
 
     async fn serve(
-        self,
+        &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         services: ServicesForPeer,
         opening: Instant,
