@@ -6,7 +6,7 @@ use std::{
     net::{self, SocketAddr},
     os::unix::{self, fs::FileTypeExt},
     path::Path,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -278,31 +278,35 @@ impl Server {
             stream,
             received: received.clone(),
         };
-        let connection = self.http.serve_connection(TokioIo::new(stream), services);
-        tokio::pin!(connection);
-        let silent = async {
-            sleep_until(opening).await;
-            // hyper itself would wait for ever.
-            if has_begun() {
-                std::future::pending::<()>().await;
-            }
-        };
-        let age = self.limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
-        let (drain, kill) = (&self.stop.drain, &self.stop.kill);
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = silent => return self.telemetry.connection_refused("silent"),
-            () = kill.cancelled() => return,
-            () = first(drain.cancelled(), sleep(age)) => {
-                if !has_begun() {
-                    return; // hyper would wait for the beginning
-                }
-                connection.as_mut().graceful_shutdown(); // GOAWAY
-                tokio::select! {
-                    ended = connection.as_mut() => ended,
-                    () = first(kill.cancelled(), sleep(LAST_CALLS)) => return,
+        let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), services));
+        let retires = Instant::now() + self.limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
+        // One clock for all, and nothing twice: thousands of connections may be idle.
+        let mut clock = pin!(sleep_until(opening.min(retires)));
+        let mut drain = pin!(self.stop.drain.cancelled());
+        let mut kill = pin!(self.stop.kill.cancelled());
+        let mut is_leaving = false;
+        let ended = loop {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => break ended,
+                () = kill.as_mut() => return,
+                () = drain.as_mut(), if !is_leaving => {}
+                () = clock.as_mut() => match Instant::now() {
+                    _ if is_leaving => return,
+                    _ if !has_begun() => return self.telemetry.connection_refused("silent"),
+                    now if now < retires => {
+                        clock.as_mut().reset(retires);
+                        continue;
+                    }
+                    _ => {}
                 }
             }
+            if !has_begun() {
+                return; // hyper would wait for the beginning
+            }
+            is_leaving = true;
+            connection.as_mut().graceful_shutdown(); // GOAWAY
+            clock.as_mut().reset(Instant::now() + LAST_CALLS);
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended");
@@ -354,13 +358,6 @@ fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
     }
 }
 
-async fn first(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
-    tokio::select! {
-        () = one => {}
-        () = other => {}
-    }
-}
-
 /// Counts what a connection has received.
 ///
 /// It offers no vectored writes, although it could: without them h2 puts an
@@ -405,7 +402,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, pin::pin};
+    use std::convert::Infallible;
 
     use http::Response;
     use hyper::service::service_fn;
