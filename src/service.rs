@@ -166,7 +166,7 @@ fn answer(settled: Settled, request_id: HeaderValue) -> Response<CreateBatchResp
     metadata.insert(status::OUTCOME, outcome);
     metadata.insert(REQUEST_ID, request_id);
     let message = CreateBatchResponse {
-        batch: Some(Arc::unwrap_or_clone(settled.batch)),
+        batch: Some(Arc::unwrap_or_clone(settled.batch).into()),
         origin: settled.origin.into(),
     };
     Response::from_parts(

@@ -149,7 +149,7 @@ impl Gateway {
     /// `CreateBatch` with good credentials.
     pub(crate) async fn create(&self, message: CreateBatchRequest) -> Result<Batch, Status> {
         let answer = self.create_with(message, &[]).await?;
-        Ok(answer.batch.unwrap())
+        Ok(*answer.batch.unwrap())
     }
 
     /// `CreateBatch` with good credentials, or with others of the same name.
