@@ -90,7 +90,10 @@ mod tests {
             (MIDDLEWARE, "1"),
             (GRPC, "4294967295"),
         ] {
-            assert!(attempt(&[retry.clone()]).is_retry(), "{retry:?}");
+            assert!(
+                attempt(std::slice::from_ref(&retry)).is_retry(),
+                "{retry:?}"
+            );
         }
         for garbage in ["", "-1", "two", "1e9", "99999999999999999999"] {
             assert!(

@@ -130,7 +130,7 @@ pub async fn start(
     let workers = workers::start().map_err(StartError::Threads)?;
     let workers: Vec<_> = workers
         .into_iter()
-        .map(|worker| Ok((worker, services()?)))
+        .map(|worker| Ok((worker, Arc::new(services()?))))
         .collect::<Result<_, StartError>>()?;
 
     let stop = Stop::default();

@@ -38,8 +38,7 @@ const HEALTH_CHECK_FAIL: HeaderName =
 type Batches = BatchServiceServer<Gateway>;
 type OtherService = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
-/// The gRPC services of this server, as a connection meets them.
-#[derive(Clone)]
+/// The gRPC services of this server.
 pub(super) struct GrpcServices {
     batches: Batches,
     /// Health and reflection, by name.
@@ -47,7 +46,6 @@ pub(super) struct GrpcServices {
     telemetry: Arc<Telemetry>,
     web: Option<Arc<Web>>,
     draining: CancellationToken,
-    peer: Peer,
 }
 
 impl GrpcServices {
@@ -75,16 +73,15 @@ impl GrpcServices {
             telemetry,
             web,
             draining,
-            peer: Peer::of(None, &[]),
         })
     }
 
     /// The services for one connection.
-    pub(super) fn for_peer(self, peer: Peer) -> ServicesForPeer {
-        ServicesForPeer(Arc::new(GrpcServices { peer, ..self }))
+    pub(super) fn for_peer(self: Arc<Self>, peer: Peer) -> ServicesForPeer {
+        ServicesForPeer(Arc::new((self, peer)))
     }
 
-    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, peer: &Peer, request: Request<Body>) -> Response<Body> {
         if request.method() != Method::POST {
             return answer::refuse(StatusCode::METHOD_NOT_ALLOWED);
         }
@@ -93,13 +90,14 @@ impl GrpcServices {
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
-            let (method, client) = (telemetry::Method::of(method), self.peer.identity.clone());
+            let (method, client) = (telemetry::Method::of(method), peer.identity.clone());
             let call = self.telemetry.call(method, request.headers(), client);
-            let response = self.answer_batch_call(request, call.record().clone()).await;
+            let record = call.record().clone();
+            let response = self.answer_batch_call(peer, request, record).await;
             return response.map(|body| Body::new(Sent { body, call }));
         }
-        if !self.peer.allowed {
-            let identity = self.peer.identity.as_deref();
+        if !peer.allowed {
+            let identity = peer.identity.as_deref();
             return status::client_not_allowed(identity, None).into_http();
         }
         let other = self.others.iter().find(|(name, _)| *name == service);
@@ -114,12 +112,13 @@ impl GrpcServices {
 
     async fn answer_batch_call(
         &self,
+        peer: &Peer,
         mut request: Request<Body>,
         record: Arc<CallRecord>,
     ) -> Response<Body> {
-        if !self.peer.allowed {
+        if !peer.allowed {
             record.refused(&status::CLIENT_NOT_ALLOWED);
-            let (identity, id) = (self.peer.identity.as_deref(), record.request_id());
+            let (identity, id) = (peer.identity.as_deref(), record.request_id());
             return status::client_not_allowed(identity, Some(id)).into_http();
         }
         let commit = Commit::default();
@@ -138,8 +137,8 @@ impl GrpcServices {
     }
 }
 
-/// [`GrpcServices`], for every call of a connection.
-pub(super) struct ServicesForPeer(Arc<GrpcServices>);
+/// [`GrpcServices`] for who is at the other end of a connection.
+pub(super) struct ServicesForPeer(Arc<(Arc<GrpcServices>, Peer)>);
 
 impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
     type Response = Response<Body>;
@@ -147,13 +146,16 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let services = self.0.clone();
+        let for_peer = self.0.clone();
         Box::pin(async move {
+            let (services, peer) = &*for_peer;
             let request = request.map(Body::new);
             let mut response = match &services.web {
                 // Boxed: it is large, and most calls do not need it.
-                Some(web) => Box::pin(web.answer(request, |call| services.answer(call))).await,
-                None => services.answer(request).await,
+                Some(web) => {
+                    Box::pin(web.answer(request, |call| services.answer(peer, call))).await
+                }
+                None => services.answer(peer, request).await,
             };
             if services.draining.is_cancelled() {
                 let headers = response.headers_mut();

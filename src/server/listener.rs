@@ -145,7 +145,11 @@ impl Server {
 
     /// Takes connections until the server drains, and hands each to the worker
     /// that has the fewest.
-    pub(super) async fn accept(self, listener: Listener, workers: Vec<(Worker, GrpcServices)>) {
+    pub(super) async fn accept(
+        self,
+        listener: Listener,
+        workers: Vec<(Worker, Arc<GrpcServices>)>,
+    ) {
         let server = Arc::new(self);
         let Server {
             limits,
@@ -181,30 +185,32 @@ impl Server {
             };
             let until_it_ends = (slot, telemetry.connection(), worker.place());
             let (server, services) = (server.clone(), services.clone());
-            let served = async move {
-                let _until_it_ends = until_it_ends;
-                if let Err(error) = server.take(stream, services).await {
-                    tracing::warn!(%error, "a connection was lost");
-                }
-            };
-            stop.connections.spawn_on(served, worker.runtime());
+            let taken = server.take(stream, services, until_it_ends);
+            stop.connections.spawn_on(taken, worker.runtime());
         }
     }
 
     /// Takes a connection over from the thread that has accepted it.
-    async fn take(&self, stream: Stream, services: GrpcServices) -> io::Result<()> {
+    async fn take<T>(
+        self: Arc<Self>,
+        stream: Stream,
+        services: Arc<GrpcServices>,
+        _until_it_ends: T,
+    ) {
+        let lost = |error| tracing::warn!(%error, "a connection was lost");
         match stream {
-            Stream::Tcp(stream, from) => {
-                let stream = TcpStream::from_std(stream)?;
-                let _ = stream.set_nodelay(true);
-                self.open(stream, Some(from), services).await;
-            }
-            Stream::Unix(stream) => {
-                let stream = UnixStream::from_std(stream)?;
-                self.open(stream, None, services).await;
-            }
+            Stream::Tcp(stream, from) => match TcpStream::from_std(stream) {
+                Ok(stream) => {
+                    let _ = stream.set_nodelay(true);
+                    self.open(stream, Some(from), services).await;
+                }
+                Err(error) => lost(error),
+            },
+            Stream::Unix(stream) => match UnixStream::from_std(stream) {
+                Ok(stream) => self.open(stream, None, services).await,
+                Err(error) => lost(error),
+            },
         }
-        Ok(())
     }
 
     /// Serves a connection, inside TLS if that is on.
@@ -212,7 +218,7 @@ impl Server {
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         from: Option<SocketAddr>,
-        services: GrpcServices,
+        services: Arc<GrpcServices>,
     ) {
         let opening = Instant::now() + OPENING;
         match &self.tls {
@@ -230,7 +236,7 @@ impl Server {
         tls: &Tls,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
         from: Option<SocketAddr>,
-        services: GrpcServices,
+        services: Arc<GrpcServices>,
         opening: Instant,
     ) {
         let accepted = tokio::select! {

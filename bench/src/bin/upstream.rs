@@ -9,6 +9,7 @@ use std::{
     convert::Infallible,
     env, fs, io,
     io::Write,
+    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -27,7 +28,7 @@ use hyper_util::{
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -131,6 +132,13 @@ async fn accept(api: Arc<Api>, listener: TcpListener, tls: Option<TlsAcceptor>) 
     }
 }
 
+/// With a queue for thousands of connections that come at once.
+fn listen() -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    socket.listen(16 * 1024)
+}
+
 /// TLS with a certificate of its own, which goes to a file for clients to trust.
 fn tls(ca_file: &str) -> Result<TlsAcceptor, Box<dyn std::error::Error>> {
     let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
@@ -154,8 +162,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         latency: AtomicU64::new(0),
         creates: AtomicU64::new(0),
     });
-    let plain = TcpListener::bind("127.0.0.1:0").await?;
-    let secure = TcpListener::bind("127.0.0.1:0").await?;
+    let (plain, secure) = (listen()?, listen()?);
     let (plain_at, secure_at) = (plain.local_addr()?, secure.local_addr()?);
     tokio::spawn(accept(api.clone(), plain, None));
     let secure = tokio::spawn(accept(api, secure, Some(tls(&ca_file)?)));
