@@ -85,7 +85,7 @@ def goals(results):
         ratio("Calls per second on 2 processors / Envoy's with 2 workers", 2.20,
               compare(core, "gateway 10x10", "Envoy, 2 workers 10x10", "per_second"), at_least=True),
         ("Resident memory under load / Envoy's", "at most 0.25",
-         f"{memory:.2f} ({resident['gateway'] / 1024:.0f} of {resident['Envoy'] / 1024:.0f} MiB)",
+         f"{memory:.3f} ({resident['gateway'] / 1024:.1f} of {resident['Envoy'] / 1024:.1f} MiB)",
          memory <= 0.25),
         flat("Processor time per call from 10 to 5,000 in flight, the dearest / 10",
              ["10x1", "10x10", "10x100", "50x100"]),

@@ -129,7 +129,7 @@ fn text(input: &mut Unstructured<'_>) -> Result<Option<String>> {
 
 /// One for each name at most: there is no more to complain about.
 fn violations(input: &mut Unstructured<'_>) -> Result<Vec<Violation>> {
-    let names = credentials::NAMES;
+    let names = &credentials::NAMES;
     let count = input.int_in_range(0..=names.len())?;
     let violation = |name: &http::HeaderName| {
         let description = "must be visible ASCII characters without blanks";

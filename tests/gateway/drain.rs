@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use aep_batch_gateway::simulator::Fault;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinSet};
 use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::support::{Gateway, simulator};
+use crate::support::{Client, Gateway, simulator};
 
 const HEALTH_CHECK_FAIL: &str = "x-envoy-immediate-health-check-fail";
 
@@ -94,4 +94,28 @@ async fn a_create_whose_caller_left_is_finished_before_the_end() {
     assert!(status.success());
     let id = upstream.batches()[0]["id"].as_str().unwrap().to_owned();
     assert!(log.contains(&id), "{log}");
+}
+
+#[tokio::test]
+async fn no_access_line_is_lost_at_the_end() {
+    const CALLERS: usize = 8;
+    const CALLS: usize = 25;
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        let stream = TcpStream::connect(&gateway.listen).await.unwrap();
+        let mut client = Client::over(stream).await.unwrap();
+        callers.spawn(async move {
+            for _ in 0..CALLS {
+                assert_eq!(client.create().await.unwrap().code(), Code::Ok);
+            }
+        });
+    }
+    callers.join_all().await;
+    gateway.terminate();
+    let (status, log) = gateway.ended().await;
+    assert!(status.success(), "{log}");
+    let lines = log.lines().filter(|line| line.contains("call ended"));
+    assert_eq!(lines.count(), CALLERS * CALLS);
 }
