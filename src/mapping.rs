@@ -10,6 +10,7 @@ mod json;
 #[cfg(test)]
 mod properties;
 mod request;
+mod usual;
 
 pub use batch::{NoBatch, batch_from_json};
 pub use catalog::{batches_from_json, is_same_content};

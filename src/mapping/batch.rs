@@ -10,7 +10,10 @@ use std::{collections::BTreeMap, fmt};
 
 use prost_types::{Struct, Timestamp};
 
-use super::json::{Json, Members, object_of, one_or_list, text_of};
+use super::{
+    json::{Json, Members, object_of, one_or_list, text_of},
+    usual::batch_from_usual_json,
+};
 use crate::proto::v1::{
     AvailableDates, Batch, BatchError, BatchStatus, InputFormat, RelatedObject, Replay, TagValues,
 };
@@ -41,6 +44,14 @@ impl fmt::Display for NoBatch {
 pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
     let text = text_of(body);
     let text = text.trim_start_matches('\u{feff}');
+    match batch_from_usual_json(text) {
+        Some(batch) => Ok(batch),
+        None => batch_from_any_json(text),
+    }
+}
+
+/// Reads any answer that names a batch.
+pub(super) fn batch_from_any_json(text: &str) -> Result<Batch, NoBatch> {
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);
     }
@@ -277,7 +288,7 @@ fn read_status(status: &mut i32, json: Json<'_>) -> bool {
 }
 
 /// The words of the batch ingestion overview and troubleshooting guide.
-fn status_of(word: &str) -> Option<BatchStatus> {
+pub(super) fn status_of(word: &str) -> Option<BatchStatus> {
     Some(match word {
         "loading" => BatchStatus::Loading,
         "loaded" => BatchStatus::Loaded,
@@ -347,25 +358,29 @@ enum Unit {
 /// A Unix time, or an RFC 3339 string. `None` outside of the years 1 to 9999,
 /// which a `Timestamp` cannot hold.
 fn instant(json: Json<'_>, unit: Unit) -> Option<Timestamp> {
-    let timestamp = match json.number() {
-        Some(number) => {
-            let number = number.parse().ok().or_else(|| whole(number))?;
-            let milliseconds = match unit {
-                Unit::Seconds => i64::checked_mul(number, 1000)?,
-                Unit::Milliseconds => number,
-            };
-            Timestamp {
-                seconds: milliseconds.div_euclid(1000),
-                nanos: (milliseconds.rem_euclid(1000) * 1_000_000) as i32,
-            }
-        }
-        None => rfc3339(&json.string()?)?,
+    let Some(number) = json.number() else {
+        return rfc3339(&json.string()?).filter(is_valid);
     };
+    let number = number.parse().ok().or_else(|| whole(number))?;
+    instant_of(match unit {
+        Unit::Seconds => i64::checked_mul(number, 1000)?,
+        Unit::Milliseconds => number,
+    })
+}
+
+/// The instant of a Unix time in milliseconds.
+pub(super) fn instant_of(milliseconds: i64) -> Option<Timestamp> {
+    let instant = Timestamp {
+        seconds: milliseconds.div_euclid(1000),
+        nanos: (milliseconds.rem_euclid(1000) * 1_000_000) as i32,
+    };
+    is_valid(&instant).then_some(instant)
+}
+
+fn is_valid(instant: &Timestamp) -> bool {
     const YEAR_1: i64 = -62_135_596_800;
     const YEAR_10000: i64 = 253_402_300_800;
-    (YEAR_1..YEAR_10000)
-        .contains(&timestamp.seconds)
-        .then_some(timestamp)
+    (YEAR_1..YEAR_10000).contains(&instant.seconds)
 }
 
 fn rfc3339(text: &str) -> Option<Timestamp> {
@@ -384,8 +399,15 @@ mod tests {
 
     use super::*;
 
+    /// What both readers say.
     fn batch(text: &str) -> Batch {
-        batch_from_json(text.as_bytes()).expect(text)
+        let batch = batch_from_any_json(text.trim_start_matches('\u{feff}')).expect(text);
+        assert_eq!(
+            batch_from_json(text.as_bytes()).as_ref(),
+            Ok(&batch),
+            "{text}"
+        );
+        batch
     }
 
     /// The batch for an answer with an id and one more member.
