@@ -1,5 +1,5 @@
-//! The usual answer to `POST /batches`, read in one pass, at half the cost of
-//! [`super::batch`] (of a call's 168,000 instructions 12,000).
+//! The usual answer to `POST /batches`, read in one pass: 11,000 instructions
+//! instead of the 26,000 of [`super::batch`], of a call's 155,000.
 //!
 //! It is strict where that is total: an answer that is in any way unlike the
 //! documented one is not read here. Where both read an answer, both read the
