@@ -44,7 +44,7 @@ fuzz_target!(|body: &[u8]| {
 fn can_be_sent(batch: Batch, length: usize) {
     const FIXED: usize = 512;
     let response = CreateBatchResponse {
-        batch: Some(batch),
+        batch: Some(Box::new(batch)),
         origin: BatchOrigin::Created.into(),
     };
     let bytes = response.encode_to_vec();
