@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The benchmark: run.sh          all of it, into docs/benchmark.md (15 minutes)
 #                run.sh --short  for CI: fails if a ratio has grown since the last full run
+#                run.sh --build  only what cargo builds
 #                run.sh --only core,instructions [--rounds 10] [--seconds 3]
 # Needs Python, valgrind and h2load; Go for one of the peers. GATEWAY names the
 # program to measure, by default it is built here; OTHER names another build to
@@ -24,6 +25,17 @@ need() {
     command -v "$1" >/dev/null || cannot "$1 is not installed (Debian: $2)"
 }
 
+# build FOLDER
+build() {
+    (cd "$1" && cargo build --release --locked --quiet) || cannot "cargo build failed"
+}
+
+if [[ ${1:-} == --build ]]; then
+    build "$here/.."
+    build "$here"
+    exit
+fi
+
 need curl curl
 need h2load nghttp2-client
 need valgrind valgrind
@@ -44,11 +56,11 @@ print(pathlib.Path(m.__file__).parents[2])')")
 
 echo "building"
 if [[ -z ${GATEWAY:-} ]]; then
-    (cd "$here/.." && cargo build --release --locked --quiet) || cannot "cargo build failed"
+    build "$here/.."
     GATEWAY=${CARGO_TARGET_DIR:-$here/../target}/release/aep-batch-gateway
 fi
 [[ -x $GATEWAY ]] || cannot "no gateway at $GATEWAY"
-(cd "$here" && cargo build --release --locked --quiet) || cannot "cargo build failed"
+build "$here"
 BRIDGE=${CARGO_TARGET_DIR:-$here/target}/release/bridge
 UPSTREAM=${CARGO_TARGET_DIR:-$here/target}/release/upstream
 export GATEWAY BRIDGE UPSTREAM
