@@ -25,7 +25,8 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_rustls::server::TlsStream;
+use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 use tracing::field::display;
 
 use super::{
@@ -86,8 +87,8 @@ pub(super) struct Limits {
     pub(super) age: Duration,
 }
 
-/// How long a connection may take to begin with HTTP/2, its TLS included, or to
-/// send the head of an HTTP/1.1 request.
+/// How long a connection may take to agree on TLS, then to begin with HTTP/2, or
+/// to send the head of an HTTP/1.1 request.
 const OPENING: Duration = Duration::from_secs(10);
 
 /// How long the calls of a connection may go on after GOAWAY. No create takes
@@ -184,64 +185,52 @@ impl Server {
                 return; // there is always one
             };
             let until_it_ends = (slot, telemetry.connection(), worker.place());
-            let (server, services) = (server.clone(), services.clone());
-            let taken = server.take(stream, services, until_it_ends);
-            stop.connections.spawn_on(taken, worker.runtime());
-        }
-    }
-
-    /// Takes a connection over from the thread that has accepted it.
-    async fn take<T>(
-        self: Arc<Self>,
-        stream: Stream,
-        services: Arc<GrpcServices>,
-        _until_it_ends: T,
-    ) {
-        let lost = |error| tracing::warn!(%error, "a connection was lost");
-        match stream {
-            Stream::Tcp(stream, from) => match TcpStream::from_std(stream) {
-                Ok(stream) => {
-                    let _ = stream.set_nodelay(true);
-                    self.open(stream, Some(from), services).await;
-                }
-                Err(error) => lost(error),
-            },
-            Stream::Unix(stream) => match UnixStream::from_std(stream) {
-                Ok(stream) => self.open(stream, None, services).await,
-                Err(error) => lost(error),
-            },
-        }
-    }
-
-    /// Serves a connection, inside TLS if that is on.
-    async fn open(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        from: Option<SocketAddr>,
-        services: Arc<GrpcServices>,
-    ) {
-        let opening = Instant::now() + OPENING;
-        match &self.tls {
-            None => {
-                let services = services.for_peer(Peer::of(None, &[]));
-                self.serve(stream, services, opening).await;
+            if let Err(error) = server.open(stream, worker, services, until_it_ends) {
+                tracing::warn!(%error, "a connection was lost");
             }
-            // Boxed: TLS is large, and connections without it are many in a mesh.
-            Some(tls) => Box::pin(self.open_tls(tls, stream, from, services, opening)).await,
         }
     }
 
-    async fn open_tls(
-        &self,
-        tls: &Tls,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    /// Hands a connection to a worker. `until_it_ends` lasts as long as the
+    /// connection.
+    fn open(
+        self: &Arc<Self>,
+        stream: Accepted,
+        worker: &Worker,
+        services: &Arc<GrpcServices>,
+        until_it_ends: impl Send + 'static,
+    ) -> io::Result<()> {
+        let _worker = worker.runtime().enter(); // the stream becomes its own
+        let (stream, from) = match stream {
+            Accepted::Tcp(stream, from) => {
+                let stream = TcpStream::from_std(stream)?;
+                let _ = stream.set_nodelay(true);
+                (Plain::Left(stream), Some(from))
+            }
+            Accepted::Unix(stream) => (Plain::Right(UnixStream::from_std(stream)?), None),
+        };
+        let (server, services) = (self.clone(), services.clone());
+        let connections = &self.stop.connections;
+        if self.tls.is_some() {
+            connections.spawn(server.serve_tls(stream, from, services, until_it_ends));
+        } else {
+            let services = services.for_peer(Peer::of(None, &[]));
+            connections.spawn(server.serve(Stream::Left(stream), services, until_it_ends));
+        }
+        Ok(())
+    }
+
+    async fn serve_tls(
+        self: Arc<Self>,
+        stream: Plain,
         from: Option<SocketAddr>,
         services: Arc<GrpcServices>,
-        opening: Instant,
+        until_it_ends: impl Send + 'static,
     ) {
+        let Some(tls) = &self.tls else { return };
         let accepted = tokio::select! {
             accepted = tls.accept(stream) => accepted,
-            () = sleep_until(opening) => return self.telemetry.connection_refused("silent"),
+            () = sleep(OPENING) => return self.telemetry.connection_refused("silent"),
             // No call can be on it yet.
             () = self.stop.drain.cancelled() => return,
         };
@@ -257,7 +246,9 @@ impl Server {
                         "a client is not among --tls-allowed-clients"
                     );
                 }
-                self.serve(stream, services.for_peer(peer), opening).await;
+                let (server, stream) = (self.clone(), Stream::Right(Box::new(stream)));
+                let services = services.for_peer(peer);
+                server.serve(stream, services, until_it_ends).await;
             }
             Err(error) => match error.kind() {
                 // A probe of the port.
@@ -272,67 +263,79 @@ impl Server {
         }
     }
 
-    async fn serve(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    /// Thousands of connections may be idle. So this is a task's own future, but
+    /// for TLS, and a block, since an `async fn` has room for its arguments twice.
+    fn serve(
+        self: Arc<Self>,
+        stream: Stream,
         services: ServicesForPeer,
-        opening: Instant,
-    ) {
+        until_it_ends: impl Send + 'static,
+    ) -> impl Future<Output = ()> + Send {
         let received = Arc::new(AtomicUsize::new(0));
-        let has_begun = || received.load(Ordering::Relaxed) >= PREFACE;
         let stream = Counted {
             stream,
             received: received.clone(),
         };
-        let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), services));
-        let retires = Instant::now() + self.limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
-        // One clock for all, and nothing twice: thousands of connections may be idle.
-        let mut clock = pin!(sleep_until(opening.min(retires)));
-        let mut drain = pin!(self.stop.drain.cancelled());
-        let mut kill = pin!(self.stop.kill.cancelled());
-        let mut is_leaving = false;
-        let ended = loop {
-            tokio::select! {
-                biased;
-                ended = connection.as_mut() => break ended,
-                () = kill.as_mut() => return,
-                () = drain.as_mut(), if !is_leaving => {}
-                () = clock.as_mut() => match Instant::now() {
-                    _ if is_leaving => return,
-                    _ if !has_begun() => return self.telemetry.connection_refused("silent"),
-                    now if now < retires => {
-                        clock.as_mut().reset(retires);
-                        continue;
+        async move {
+            let _until_it_ends = &until_it_ends;
+            let has_begun = || received.load(Ordering::Relaxed) >= PREFACE;
+            let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), services));
+            let begin = Instant::now();
+            let retires = begin + self.limits.age.mul_f64(0.9 + fastrand::f64() / 5.0);
+            let mut clock = pin!(sleep_until(retires.min(begin + OPENING)));
+            let mut stop = pin!(self.stop.drain.cancelled());
+            let mut is_leaving = false;
+            let ended = loop {
+                tokio::select! {
+                    biased;
+                    ended = connection.as_mut() => break ended,
+                    () = stop.as_mut() => {}
+                    () = clock.as_mut() => match Instant::now() {
+                        _ if is_leaving => return,
+                        _ if !has_begun() => return self.telemetry.connection_refused("silent"),
+                        now if now < retires => {
+                            clock.as_mut().reset(retires);
+                            continue;
+                        }
+                        _ => {}
                     }
-                    _ => {}
                 }
+                // Where nothing has begun, hyper would wait for the beginning.
+                if is_leaving || !has_begun() {
+                    return;
+                }
+                is_leaving = true;
+                connection.as_mut().graceful_shutdown(); // GOAWAY
+                stop.set(self.stop.kill.cancelled());
+                clock.as_mut().reset(Instant::now() + LAST_CALLS);
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
             }
-            if !has_begun() {
-                return; // hyper would wait for the beginning
-            }
-            is_leaving = true;
-            connection.as_mut().graceful_shutdown(); // GOAWAY
-            clock.as_mut().reset(Instant::now() + LAST_CALLS);
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "connection ended");
         }
     }
 }
 
-/// A connection, on its way to a worker.
-enum Stream {
+/// A connection without TLS.
+type Plain = Either<TcpStream, UnixStream>;
+
+/// A connection. One type for all kinds: what serves it is large, and would be
+/// there four times.
+type Stream = Either<Plain, Box<TlsStream<Plain>>>;
+
+/// A connection on its way to a worker.
+enum Accepted {
     Tcp(net::TcpStream, SocketAddr),
     Unix(unix::net::UnixStream),
 }
 
-async fn accept_one(listener: &Listener) -> io::Result<Stream> {
+async fn accept_one(listener: &Listener) -> io::Result<Accepted> {
     Ok(match listener {
         Listener::Tcp(listener) => {
             let (stream, from) = listener.accept().await?;
-            Stream::Tcp(stream.into_std()?, from)
+            Accepted::Tcp(stream.into_std()?, from)
         }
-        Listener::Unix(listener) => Stream::Unix(listener.accept().await?.0.into_std()?),
+        Listener::Unix(listener) => Accepted::Unix(listener.accept().await?.0.into_std()?),
     })
 }
 
@@ -369,12 +372,12 @@ fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
 /// It offers no vectored writes, although it could: without them h2 puts an
 /// answer of up to 1 KiB into one write with its headers and trailers, which
 /// halves the writes of a call.
-struct Counted<S> {
-    stream: S,
+struct Counted {
+    stream: Stream,
     received: Arc<AtomicUsize>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl AsyncRead for Counted {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -388,7 +391,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl AsyncWrite for Counted {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
