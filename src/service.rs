@@ -40,17 +40,17 @@ impl BatchService for Gateway {
         &self,
         request: Request<CreateBatchRequest>,
     ) -> Result<Response<CreateBatchResponse>, Status> {
-        let (metadata, extensions, message) = request.into_parts();
-        let metadata = metadata.as_ref();
-        let record = extensions.get::<Arc<CallRecord>>().cloned();
-        let mut arrived = Arrived {
-            metadata,
-            record: record.unwrap_or_else(|| self.record(metadata)),
-            commit: extensions.get().cloned().unwrap_or_default(),
-            external_id: message.external_id.clone().filter(|id| !id.is_empty()),
-            deadline: None,
+        let (arrived, checked) = self.arrive(request);
+        let result = match &checked {
+            Ok((ticket, call)) => {
+                let settle = |sending| {
+                    let (creator, call) = (self.creator.clone(), call.clone());
+                    async move { creator.settle(&call, sending).await }
+                };
+                self.flights.ride(ticket, settle).await
+            }
+            Err(failure) => Err(failure.clone()),
         };
-        let result = self.create(&mut arrived, message).await;
 
         let record = &arrived.record;
         record.create_ended(&result);
@@ -70,9 +70,11 @@ impl BatchService for Gateway {
     }
 }
 
-/// What a call says around its message.
-struct Arrived<'a> {
-    metadata: &'a HeaderMap,
+/// A call that can be made, or why not.
+type Checked = Result<(Ticket, Arc<CreateCall>), Failure>;
+
+/// What is known of a call, whether it can be made or not.
+struct Arrived {
     record: Arc<CallRecord>,
     commit: Commit,
     external_id: Option<String>,
@@ -80,33 +82,36 @@ struct Arrived<'a> {
 }
 
 impl Gateway {
+    /// Takes a request to pieces. They end here, before the call begins: the
+    /// metadata alone would be a sixth of what a call in flight takes.
+    fn arrive(&self, request: Request<CreateBatchRequest>) -> (Arrived, Checked) {
+        let (metadata, extensions, message) = request.into_parts();
+        let metadata = metadata.as_ref();
+        let record = extensions.get::<Arc<CallRecord>>().cloned();
+        let mut arrived = Arrived {
+            record: record.unwrap_or_else(|| self.record(metadata)),
+            commit: extensions.get().cloned().unwrap_or_default(),
+            external_id: message.external_id.clone().filter(|id| !id.is_empty()),
+            deadline: None,
+        };
+        let checked = self.check(&mut arrived, metadata, message);
+        (arrived, checked)
+    }
+
     /// For a call that came another way than through the server.
     fn record(&self, metadata: &HeaderMap) -> Arc<CallRecord> {
         let call = self.telemetry.call(Method::CreateBatch, metadata, None);
         call.record().clone()
     }
 
-    async fn create(
-        &self,
-        arrived: &mut Arrived<'_>,
-        message: CreateBatchRequest,
-    ) -> Result<Settled, Failure> {
-        let (ticket, call) = self.check(arrived, message)?;
-        self.flights
-            .ride(&ticket, |sending| {
-                let (creator, call) = (self.creator.clone(), call.clone());
-                async move { creator.settle(&call, sending).await }
-            })
-            .await
-    }
-
     /// Turns what has arrived into a call that can be made.
     fn check(
         &self,
-        arrived: &mut Arrived<'_>,
+        arrived: &mut Arrived,
+        metadata: &HeaderMap,
         mut message: CreateBatchRequest,
-    ) -> Result<(Ticket, Arc<CreateCall>), Failure> {
-        let (metadata, record) = (arrived.metadata, &arrived.record);
+    ) -> Checked {
+        let record = &arrived.record;
         let deadline = deadline::of_call(metadata, record.started())?;
         arrived.deadline = deadline;
         let mut headers = self.credentials.headers(metadata)?;
