@@ -5,7 +5,6 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use serde::Serialize;
 use tracing_subscriber::{
     EnvFilter, Registry, fmt::layer, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
@@ -50,16 +49,11 @@ pub(super) fn format() -> Option<LogFormat> {
     FORMAT.get().copied()
 }
 
-/// Writes a line of JSON before this thread sleeps: a busy thread writes many
-/// lines at once. For threads that call [`write_waiting_lines`].
-pub(super) fn write_soon(line: &impl Serialize) {
-    let mut text = Vec::with_capacity(512);
-    if serde_json::to_writer(&mut text, line).is_err() {
-        return; // there are no such lines
-    }
-    text.push(b'\n');
+/// Writes a line before this thread sleeps: a busy thread writes many lines at
+/// once. For threads that call [`write_waiting_lines`].
+pub(super) fn write_soon(line: &[u8]) {
     let mut waiting = waiting();
-    waiting.extend_from_slice(&text);
+    waiting.extend_from_slice(line);
     if waiting.len() >= MOST_WAITING {
         write_out(&mut waiting);
     }
