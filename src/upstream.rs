@@ -8,13 +8,20 @@ pub mod error_body;
 mod handover;
 pub mod quote;
 
-use std::{error::Error, mem, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use reqwest::{Certificate, Response, Url, redirect};
 use tokio::time::{Instant, error::Elapsed, timeout};
-use tower::util::MapFutureLayer;
+use tower::{Service, layer::layer_fn};
 
 pub use self::handover::{Handover, Sending};
 use self::quote::Quote;
@@ -107,8 +114,9 @@ impl Upstream {
             // With a limit of 0 the client does not even copy the request.
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .connect_timeout(options.connect_timeout)
-            .connector_layer(MapFutureLayer::new(move |connecting| {
-                counted(connecting, telemetry.clone())
+            .connector_layer(layer_fn(move |connector| Connector {
+                connector: Arc::new(Mutex::new(connector)),
+                telemetry: telemetry.clone(),
             }))
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(options.idle_connections)
@@ -230,14 +238,43 @@ fn request(method: Method, url: Url, headers: &HeaderMap) -> reqwest::Request {
     request
 }
 
-async fn counted<T, E>(
-    connecting: impl Future<Output = Result<T, E>>,
+/// Counts connections. The HTTP client copies its connector half a dozen times
+/// for each request, which is cheap with this one. Sharing it does no harm: it is
+/// always ready.
+#[derive(Clone)]
+struct Connector<C> {
+    connector: Arc<Mutex<C>>,
     telemetry: Arc<Telemetry>,
-) -> Result<T, E> {
-    let began = Instant::now();
-    let result = connecting.await;
-    telemetry.upstream_connect(result.is_ok(), began.elapsed());
-    result
+}
+
+impl<C, To> Service<To> for Connector<C>
+where
+    C: Service<To>,
+    C::Future: Send + 'static,
+{
+    type Response = C::Response;
+    type Error = C::Error;
+    type Future = BoxFuture<Result<C::Response, C::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
+        lock(&self.connector).poll_ready(cx)
+    }
+
+    fn call(&mut self, to: To) -> Self::Future {
+        let (began, telemetry) = (Instant::now(), self.telemetry.clone());
+        let connecting = lock(&self.connector).call(to);
+        Box::pin(async move {
+            let result = connecting.await;
+            telemetry.upstream_connect(result.is_ok(), began.elapsed());
+            result
+        })
+    }
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn below(mut base: Url, name: &str) -> Url {
