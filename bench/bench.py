@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import contestants
@@ -18,20 +19,32 @@ from contestants import CONTESTANTS, LOGS, RUN, Api, Failed, Program, free_port
 MAIN = ["gateway", "bridge", "Envoy"]
 FULL = [*MAIN, "vanguard-go"]
 
-# Connections, and calls in flight on each. 256 are allowed on one.
+# Connections, and the most calls in flight on each. 256 are allowed on one.
 USUAL = (10, 10)
 LOADS = [(10, 1), USUAL, (10, 100), (50, 100), (1, 100), (1000, 1)]
+STEADY = [(1, 100), USUAL, (100, 1), (1000, 1)]
 
-# Name: contestants, loads, how the API is spoken to, its answer in KB, its latency in ms.
+
+@dataclass
+class Scenario:
+    names: list
+    loads: list = field(default_factory=lambda: [USUAL])
+    kind: str = "http1"  # how the API is spoken to
+    kilobytes: str = "0.6"  # of its answer
+    latency_ms: int = 0
+    rate: int | None = None  # calls per second in all; otherwise as many as go
+
+
 SCENARIOS = {
-    "core": (list(CONTESTANTS), [USUAL], "http1", "0.6", 0),
-    "one call": (FULL, [(1, 1)], "http1", "0.6", 0),
-    "loads": (MAIN, LOADS, "http1", "0.6", 0),
-    "HTTP/2 API": (FULL, [USUAL], "h2c", "0.6", 0),
-    "TLS API": (FULL, [USUAL], "tls", "0.6", 0),
-    "6 KB": (FULL, [USUAL], "http1", "6", 0),
-    "60 KB": (FULL, [USUAL], "http1", "60", 0),
-    "50 ms": (MAIN, [(50, 100)], "http1", "0.6", 50),
+    "core": Scenario(list(CONTESTANTS)),
+    "one call": Scenario(FULL, [(1, 1)]),
+    "loads": Scenario(MAIN, LOADS),
+    "2,000 calls per second": Scenario(MAIN, STEADY, rate=2000),
+    "HTTP/2 API": Scenario(FULL, kind="h2c"),
+    "TLS API": Scenario(FULL, kind="tls"),
+    "6 KB": Scenario(FULL, kilobytes="6"),
+    "60 KB": Scenario(FULL, kilobytes="60"),
+    "50 ms": Scenario(MAIN, [(50, 100)], latency_ms=50),
 }
 
 # The ratios that may not grow, and by how much before the short form fails: processor time
@@ -52,16 +65,16 @@ def say(text):
 
 def run_scenario(name, rounds, seconds, only=None):
     """Every round is one turn of each contestant under each load, in another order."""
-    names, loads, kind, kilobytes, latency = SCENARIOS[name]
-    names = [known for known in only or names if known in CONTESTANTS]
+    scenario = SCENARIOS[name]
+    names = [known for known in only or scenario.names if known in CONTESTANTS]
     say(f"{name}: {', '.join(names)}")
     programs, results = {}, {}
     api = Api()
     try:
-        api.set(kilobytes, latency)
+        api.set(scenario.kilobytes, scenario.latency_ms)
         for known in names:
-            programs[known] = CONTESTANTS[known](api, kind)
-        turns = [(known, pair) for pair in loads for known in names]
+            programs[known] = CONTESTANTS[known](api, scenario.kind)
+        turns = [(known, pair) for pair in scenario.loads for known in names]
         if name == "one call":
             turns.append(("API alone", None))
         for number in range(rounds):
@@ -73,7 +86,7 @@ def run_scenario(name, rounds, seconds, only=None):
                     # Each call in flight may need a connection to the API, and its time.
                     more = pair[0] * pair[1] / 1500
                     turn = load.measure(
-                        programs[known], api, *pair, max(seconds, more), 0.3 + more
+                        programs[known], api, *pair, max(seconds, more), 0.3 + more, scenario.rate
                     )
                     key = f"{known} {pair[0]}x{pair[1]}"
                 results.setdefault(key, []).append(turn)

@@ -98,13 +98,13 @@ def timing(seconds, warm_up):
     return ["-D", f"{seconds * 1000:.0f}ms", f"--warm-up-time={warm_up * 1000:.0f}ms"]
 
 
-def measure(program, api, connections, streams, seconds, warm_up):
-    """One turn of one contestant."""
+def measure(program, api, connections, streams, seconds, warm_up, rate=None):
+    """One turn of one contestant. `rate`: calls per second in all."""
     size, before = size_of_answer(program), api.creates()
-    load = Load(
-        url(program), connections, streams,
-        [*timing(seconds, warm_up), f"--log-file={RUN / 'h2load.log'}"],
-    )
+    arguments = [*timing(seconds, warm_up), f"--log-file={RUN / 'h2load.log'}"]
+    if rate:
+        arguments.append(f"--rps={rate / connections:g}")
+    load = Load(url(program), connections, streams, arguments)
     # Without the beginning, when connections are opened, and the end, when calls are left.
     time.sleep(warm_up)
     first = program.processor_seconds(), api.creates()

@@ -2,15 +2,18 @@
 # The benchmark: run.sh          all of it, into docs/benchmark.md (15 minutes)
 #                run.sh --short  for CI: fails if a ratio has grown since the last full run
 #                run.sh --build  only what cargo builds
+#                run.sh --profile  records deploy/image/gateway.profdata anew (15 minutes)
 #                run.sh --only core,instructions [--rounds 10] [--seconds 3]
-# Needs Python, valgrind and h2load; Go for one of the peers. GATEWAY names the
-# program to measure, by default it is built here; OTHER names another build to
-# compare it with. What this installs goes to .run, and is used again.
+# Needs Python, valgrind and h2load; Go for one of the peers, openssl and LLVM for
+# the profile. GATEWAY names the program to measure, by default it is built here
+# as for the image; OTHER names another build to compare it with. What this
+# installs goes to .run, and is used again.
 set -euo pipefail
 
 PROTOC_GEN_GO=v1.36.12
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(dirname "$here")
 run=$here/.run
 
 cannot() {
@@ -25,13 +28,30 @@ need() {
     command -v "$1" >/dev/null || cannot "$1 is not installed (Debian: $2)"
 }
 
-# build FOLDER
+# build FOLDER [ARGUMENT...]
 build() {
-    (cd "$1" && cargo build --release --locked --quiet) || cannot "cargo build failed"
+    (cd "$1" && cargo build --release --locked --quiet "${@:2}") || cannot "cargo build failed"
+}
+
+tuple=$(rustc --print host-tuple)
+profile=$root/deploy/image/gateway.profdata
+
+# build_gateway FLAG: with --target, build scripts do not get the flag.
+build_gateway() {
+    RUSTFLAGS=$1 CARGO_TARGET_DIR=$run/target build "$root" --target "$tuple"
+}
+
+# As the image's program. The copy's name tells cargo when the profile is another.
+build_with_profile() {
+    local copy
+    mkdir -p "$run"
+    copy=$run/$(sha256sum <"$profile" | cut -c -16).profdata
+    cp "$profile" "$copy"
+    build_gateway "-Cprofile-use=$copy"
 }
 
 if [[ ${1:-} == --build ]]; then
-    build "$here/.."
+    build_with_profile
     build "$here"
     exit
 fi
@@ -55,16 +75,18 @@ print(pathlib.Path(m.__file__).parents[2])')")
 "${protoc[@]}" --include_imports --descriptor_set_out="$run/transcoded.bin" transcoded.proto
 
 echo "building"
-if [[ -z ${GATEWAY:-} ]]; then
-    build "$here/.."
-    GATEWAY=${CARGO_TARGET_DIR:-$here/../target}/release/aep-batch-gateway
+if [[ ${1:-} == --profile ]]; then
+    build_gateway "-Cprofile-generate"
+elif [[ -z ${GATEWAY:-} ]]; then
+    build_with_profile
 fi
+GATEWAY=${GATEWAY:-$run/target/$tuple/release/aep-batch-gateway}
 [[ -x $GATEWAY ]] || cannot "no gateway at $GATEWAY"
 build "$here"
 BRIDGE=${CARGO_TARGET_DIR:-$here/target}/release/bridge
 UPSTREAM=${CARGO_TARGET_DIR:-$here/target}/release/upstream
 export GATEWAY BRIDGE UPSTREAM
-if [[ ${1:-} == --short ]]; then
+if [[ ${1:-} == --short || ${1:-} == --profile ]]; then
     : # without vanguard-go
 elif command -v go >/dev/null; then
     GOBIN=$run/bin go install "google.golang.org/protobuf/cmd/protoc-gen-go@$PROTOC_GEN_GO" ||
@@ -84,4 +106,12 @@ for variable in "${!AEP_GATEWAY_@}" "${!OTEL_@}"; do
     unset "$variable"
 done
 ulimit -n "$(ulimit -Hn)"
+if [[ ${1:-} == --profile ]]; then
+    need openssl openssl
+    llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+    need "llvm-profdata-$llvm" "llvm-$llvm"
+    "$run/venv/bin/python" "$here/train.py"
+    "llvm-profdata-$llvm" merge --sparse --output "$profile" "$run"/counters/*.profraw
+    exit
+fi
 exec "$run/venv/bin/python" "$here/bench.py" "$@"
