@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The benchmark: run.sh          all of it, into docs/benchmark.md (15 minutes)
+# The benchmark: run.sh          all of it, into docs/benchmark.md (20 minutes)
 #                run.sh --short  for CI: fails if a ratio has grown since the last full run
 #                run.sh --build  only what cargo builds
-#                run.sh --profile  records deploy/image/gateway.profdata anew (15 minutes)
+#                run.sh --profile  records deploy/image/gateway.profdata anew (10 minutes)
 #                run.sh --only core,instructions [--rounds 10] [--seconds 3]
 # Needs Python, valgrind and h2load; Go for one of the peers, openssl and LLVM for
 # the profile. GATEWAY names the program to measure, by default it is built here
@@ -108,10 +108,15 @@ done
 ulimit -n "$(ulimit -Hn)"
 if [[ ${1:-} == --profile ]]; then
     need openssl openssl
-    llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
-    need "llvm-profdata-$llvm" "llvm-$llvm"
+    # Of the compiler's own LLVM: rustup's component llvm-tools, or Debian's package.
+    profdata=$(rustc --print sysroot)/lib/rustlib/$tuple/bin/llvm-profdata
+    if [[ ! -x $profdata ]]; then
+        llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+        profdata=llvm-profdata-$llvm
+        need "$profdata" "llvm-$llvm"
+    fi
     "$run/venv/bin/python" "$here/train.py"
-    "llvm-profdata-$llvm" merge --sparse --output "$profile" "$run"/counters/*.profraw
+    "$profdata" merge --sparse --output "$profile" "$run"/counters/*.profraw
     exit
 fi
 exec "$run/venv/bin/python" "$here/bench.py" "$@"
