@@ -17,12 +17,23 @@ KEY, CERTIFICATE = RUN / "server-key.pem", RUN / "server.pem"
 FAULTS = ["status-400", "status-429", "status-503", "lost-502", "reset-after-create", "html-answer"]
 
 
-def gateway(url, *arguments):
+class Simulator(Program):
+    """The simulated API, whose own code is in no profile."""
+
+    def __init__(self, *arguments):
+        command = [GATEWAY, "simulate", "--listen", "127.0.0.1:0", *arguments]
+        super().__init__("simulator", command, LLVM_PROFILE_FILE="/dev/null")
+        self.said = self.first_line()
+
+    def url(self, _kind):
+        return f"http://{self.said['listen']}"
+
+
+def gateway(api, kind, *arguments):
     port = free_port()
-    command = [GATEWAY, "serve", "--listen", f"127.0.0.1:{port}", "--admin-listen", "127.0.0.1:0",
-               "--upstream-url", url, *arguments]
+    command = contestants.gateway_command(GATEWAY, api, kind, port, free_port())
     counters = str(COUNTERS / "%p.profraw")
-    return Program("trained", command, LLVM_PROFILE_FILE=counters).serves(port)
+    return Program("trained", [*command, *arguments], LLVM_PROFILE_FILE=counters).serves(port)
 
 
 def calls(program, connections, streams, count, message=load.MESSAGE, scheme="http", headers=()):
@@ -42,10 +53,8 @@ def end(program):
 
 def usual_calls():
     api = Api()
-    kinds = {"http1": [], "h2c": ["--upstream-http", "2"],
-             "tls": ["--upstream-ca-file", RUN / "ca.pem"]}
-    for kind, arguments in kinds.items():
-        program = gateway(f"{api.url(kind)}/{contestants.BASE}", *arguments)
+    for kind in ("http1", "h2c", "tls"):
+        program = gateway(api, kind)
         for kilobytes, share in (("0.6", 1), ("6", 0.05), ("60", 0.01)):
             api.set(kilobytes, 0)
             calls(program, 10, 10, int(20_000 * share))
@@ -53,24 +62,16 @@ def usual_calls():
         api.set("0.6", 0)
         calls(program, 200, 1, 5_000, headers=[("grpc-timeout", "20S")])
         end(program)
-    program = gateway(f"{api.url('http1')}/{contestants.BASE}",
-                      "--tls-cert-file", CERTIFICATE, "--tls-key-file", KEY)
+    program = gateway(api, "http1", "--tls-cert-file", CERTIFICATE, "--tls-key-file", KEY)
     calls(program, 10, 10, 5_000, scheme="https")
     end(program)
     api.stop()
 
 
-def simulated(*arguments):
-    """The simulated API, whose own code is in no profile."""
-    program = Program("simulator", [GATEWAY, "simulate", "--listen", "127.0.0.1:0", *arguments],
-                      LLVM_PROFILE_FILE="/dev/null")
-    return program, program.first_line()
-
-
 def looked_up_calls():
     """With an external id: one is created, then found."""
-    api, urls = simulated()
-    program = gateway(urls["upstream_url"], "--catalog-url", urls["catalog_url"])
+    api = Simulator()
+    program = gateway(api, "http1", "--catalog-url", api.said["catalog_url"])
     for number in range(50):
         external_id = f"id-{number:04}".encode()
         field = b"\x12" + bytes([len(external_id)]) + external_id
@@ -82,8 +83,8 @@ def looked_up_calls():
 
 def failing_calls():
     flags = [flag for fault in FAULTS for flag in ("--fault", fault)]
-    api, urls = simulated(*flags, "--share", "0.5")
-    program = gateway(urls["upstream_url"])
+    api = Simulator(*flags, "--share", "0.5")
+    program = gateway(api, "http1")
     calls(program, 10, 10, 3_000)
     end(program)
     api.stop()
