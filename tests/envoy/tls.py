@@ -84,9 +84,9 @@ async def mutual_tls(stand):
         check(f"{title} is refused, whatever its headers say", call.code == code, call)
         await load.channel.close()
     check("without a batch", len(stand.ledger()) == made, len(stand.ledger()), made)
-    # A connection is counted after the alert that Envoy has told of already.
-    counted = lambda: gateway.metric("aep_gateway_refused_connections_total", reason="tls") >= 2
-    check("and counted", await until(counted, 5) is not None)
+    refused = lambda: gateway.metric("aep_gateway_refused_connections_total", reason="tls")
+    await until(lambda: refused() >= 2, 5)  # counted after the alert that Envoy has told of
+    check("and counted", refused() >= 2, refused())
     check("probes need no TLS", gateway.status("/readyz") == 200)
 
 
