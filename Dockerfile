@@ -4,9 +4,9 @@
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /build
 
-# What the compiler knows of how often each function is called: a third less
-# processor time for a call (docs/benchmark.md). Names in it depend on Rust's
-# version, so with another one `bench/run.sh --profile` has to record it anew.
+# How often each function and branch is used: a fifth less processor time for a
+# call (docs/benchmark.md). Names in it depend on Rust's version, so with another
+# one `bench/run.sh --profile` has to record it anew.
 COPY deploy/image/gateway.profdata /
 # Linked with glibc's static libraries, because the final image has no libraries.
 # Build scripts are not touched by this, as long as --target is given.

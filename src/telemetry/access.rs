@@ -100,9 +100,9 @@ impl AccessLine<'_> {
         }
     }
 
-    /// The line as tracing would write it. Not by tracing, nor by serde: there is
-    /// one for each call, and this takes a ninth of tracing's instructions and
-    /// half of serde's, which looks for escapes in every name.
+    /// The line as tracing would write it. Not by tracing, which takes more than
+    /// five times the instructions, and there is one for each call; nor by serde,
+    /// which looks for escapes in every name: 1,700 instructions more.
     fn json(&self, level: &str, message: &str) -> Vec<u8> {
         let mut json = Vec::with_capacity(512);
         let now = humantime::format_rfc3339_micros(SystemTime::now());
