@@ -4,7 +4,11 @@ use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration}
 
 use clap::Args;
 use http::{HeaderName, HeaderValue};
-use reqwest::{Certificate, Url};
+use reqwest::Url;
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 use rustls::pki_types::DnsName;
 use tracing_subscriber::EnvFilter;
 
@@ -329,7 +333,7 @@ impl Settings {
         let import_url = check.read("upstream-url", &self.upstream_url, base_url);
         let catalog_url = check.read("catalog-url", &self.catalog_url, base_url);
         let extra_ca = match &self.upstream_ca_file {
-            Some(file) => check.read("upstream-ca-file", file, certificates),
+            Some(file) => check.read("upstream-ca-file", file, authorities),
             None => Some(Vec::new()),
         };
         let http = check.read("upstream-http", &self.upstream_http, |text| match text {
@@ -524,11 +528,13 @@ fn base_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-fn certificates(file: &str) -> Result<Vec<Certificate>, String> {
+fn authorities(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = fs::read(file).map_err(|error| unreadable(file, &error))?;
-    match Certificate::from_pem_bundle(&pem) {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(format!("has no PEM certificate: {file}")),
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let certificates = certificates.unwrap_or_default();
+    match RootCertStore::empty().add_parsable_certificates(certificates.clone()) {
+        (1.., 0) => Ok(certificates),
+        _ => Err(format!("has no PEM certificate of an authority: {file}")),
     }
 }
 

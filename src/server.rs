@@ -29,7 +29,7 @@ use crate::{
     proto::v1::batch_service_server::SERVICE_NAME,
     service::Gateway,
     telemetry::{LogLevel, Telemetry},
-    upstream::Upstream,
+    upstream::{self, Upstream},
 };
 
 /// How long the last answers may take to leave.
@@ -44,6 +44,8 @@ pub enum StartError {
     Tls(Vec<String>),
     /// The threads could not be started.
     Threads(io::Error),
+    /// There is nobody whom connections to the API could trust.
+    Trust(rustls::Error),
     /// The HTTP client could not be made.
     Client(reqwest::Error),
     /// The built-in descriptors are broken.
@@ -56,6 +58,7 @@ impl fmt::Display for StartError {
             StartError::Listen(place, error) => write!(f, "cannot listen on {place}: {error}"),
             StartError::Tls(problems) => write!(f, "{}", problems.join("; ")),
             StartError::Threads(error) => write!(f, "cannot start threads: {error}"),
+            StartError::Trust(error) => write!(f, "no API can be trusted: {error}"),
             StartError::Client(error) => write!(f, "cannot make an HTTP client: {error:?}"),
             StartError::Reflection(error) => write!(f, "cannot serve reflection: {error}"),
         }
@@ -113,9 +116,11 @@ pub async fn start(
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
     let not_ready = CancellationToken::new();
+    let upstream_tls = upstream::tls(&config.upstream).map_err(StartError::Trust)?;
     // A worker has a client of its own: a connection to the API lives on one thread too.
     let services = || {
-        let upstream = Upstream::new(config.upstream.clone(), telemetry.clone());
+        let (options, tls) = (config.upstream.clone(), upstream_tls.clone());
+        let upstream = Upstream::new(options, tls, telemetry.clone());
         let upstream = upstream.map_err(StartError::Client)?;
         let gateway = Gateway {
             credentials: config.credentials.clone(),

@@ -19,7 +19,9 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use reqwest::{Certificate, Response, Url, redirect};
+use reqwest::{Response, Url, redirect};
+use rustls::{ClientConfig, crypto::aws_lc_rs, pki_types::CertificateDer};
+use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, error::Elapsed, timeout};
 use tower::{Service, layer::layer_fn};
 
@@ -78,7 +80,7 @@ pub struct UpstreamOptions {
     /// The base URL of the Catalog API.
     pub catalog_url: Url,
     /// A certificate authority that is trusted besides the platform's.
-    pub extra_ca: Vec<Certificate>,
+    pub extra_ca: Vec<CertificateDer<'static>>,
     /// Which HTTP version is spoken.
     pub http: HttpVersion,
     /// How long a connection may take to come about, TLS included.
@@ -102,9 +104,10 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// A client. Fails where the platform has no certificate authorities.
+    /// A client with the configuration that [`tls`] made.
     pub fn new(
         options: UpstreamOptions,
+        tls: ClientConfig,
         telemetry: Arc<Telemetry>,
     ) -> Result<Self, reqwest::Error> {
         let mut client = reqwest::Client::builder()
@@ -114,6 +117,7 @@ impl Upstream {
             // With a limit of 0 the client does not even copy the request.
             .retry(reqwest::retry::never().max_retries_per_request(0))
             .connect_timeout(options.connect_timeout)
+            .tls_backend_preconfigured(tls)
             .connector_layer(layer_fn(move |connector| Connector {
                 connector: Arc::new(Mutex::new(connector)),
                 telemetry: telemetry.clone(),
@@ -123,9 +127,6 @@ impl Upstream {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .http2_keep_alive_timeout(Duration::from_secs(10))
             .http2_keep_alive_while_idle(true);
-        if !options.extra_ca.is_empty() {
-            client = client.tls_certs_merge(options.extra_ca);
-        }
         if options.direct {
             client = client.no_proxy();
         }
@@ -228,6 +229,26 @@ impl Upstream {
             Ok(Answer::of(&mut response).await)
         })
     }
+}
+
+/// How connections to the API are encrypted, for all clients: to read the
+/// platform's certificate authorities takes longer than all else at the start.
+/// Fails where there are none.
+pub fn tls(options: &UpstreamOptions) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let trusted = Verifier::new_with_extra_roots(options.extra_ca.clone(), provider.clone())?;
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous() // so rustls calls every verifier but its own
+        .with_custom_certificate_verifier(Arc::new(trusted))
+        .with_no_client_auth();
+    let protocols: &[&str] = match options.http {
+        HttpVersion::Auto => &["h2", "http/1.1"],
+        HttpVersion::Http1 => &["http/1.1"],
+        HttpVersion::Http2 => &["h2"],
+    };
+    tls.alpn_protocols = protocols.iter().map(|&name| name.into()).collect();
+    Ok(tls)
 }
 
 fn request(method: Method, url: Url, headers: &HeaderMap) -> reqwest::Request {
