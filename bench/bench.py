@@ -22,7 +22,7 @@ FULL = [*MAIN, "vanguard-go"]
 # Connections, and the most calls in flight on each. 256 are allowed on one.
 USUAL = (10, 10)
 LOADS = [(10, 1), USUAL, (10, 100), (50, 100), (1, 100), (1000, 1)]
-STEADY = [(1, 100), USUAL, (100, 1), (1000, 1)]
+EVENLY = [(1, None), (10, None), (100, None), (1000, None)]  # evenly spaced calls
 
 
 @dataclass
@@ -32,15 +32,15 @@ class Scenario:
     kind: str = "http1"  # how the API is spoken to
     kilobytes: str = "0.6"  # of its answer
     latency_ms: int = 0
-    rate: int | None = None  # calls per second in all; otherwise as many as go
+    rate: int | None = None  # calls per second in all, evenly; otherwise as many as go
     split: int = 1  # into how many each round is cut: short ones spread noise over all
 
 
 SCENARIOS = {
-    "core": Scenario(list(CONTESTANTS)),
+    "core": Scenario([name for name in CONTESTANTS if name != "other gateway"]),
     "one call": Scenario(FULL, [(1, 1)], split=3),
     "loads": Scenario(MAIN, LOADS),
-    "2,000 calls per second": Scenario(MAIN, STEADY, rate=2000),
+    "evenly spaced": Scenario(MAIN, EVENLY, rate=2000),
     "HTTP/2 API": Scenario(FULL, kind="h2c"),
     "TLS API": Scenario(FULL, kind="tls"),
     "6 KB": Scenario(FULL, kilobytes="6"),
@@ -68,7 +68,7 @@ def run_scenario(name, rounds, seconds, only=None):
     """Every round is one turn of each contestant under each load, in another order."""
     scenario = SCENARIOS[name]
     rounds, seconds = rounds * scenario.split, seconds / scenario.split
-    names = [known for known in only or scenario.names if known in CONTESTANTS]
+    names = [known for known in only or [*scenario.names, "other gateway"] if known in CONTESTANTS]
     say(f"{name}: {', '.join(names)}")
     programs, results = {}, {}
     api = Api()
@@ -86,11 +86,11 @@ def run_scenario(name, rounds, seconds, only=None):
                     turn, key = load.measure_api(api, seconds, 0.3), known
                 else:
                     # Each call in flight may need a connection to the API, and its time.
-                    more = pair[0] * pair[1] / 1500
+                    more = 0.3 if scenario.rate else pair[0] * pair[1] / 1500
                     turn = load.measure(
                         programs[known], api, *pair, max(seconds, more), 0.3 + more, scenario.rate
                     )
-                    key = f"{known} {pair[0]}x{pair[1]}"
+                    key = f"{known} {'x'.join(str(part) for part in pair if part)}"
                 results.setdefault(key, []).append(turn)
                 say("  " + f"{key:32}" + "".join(f"{n} {v:10.1f}  " for n, v in turn.items()))
         memory = {known: programs[known].memory() for known in names}
@@ -290,6 +290,9 @@ def short():
 def full(arguments):
     results = {"machine": machine(), "scenarios": {}}
     wanted = arguments.only.split(",") if arguments.only else None
+    for name in wanted or []:
+        if name not in (*SCENARIOS, "memory", "start", "instructions"):
+            raise Failed(f"there is no {name!r}")
     for name in SCENARIOS:
         if not wanted or name in wanted:
             scenario = run_scenario(name, arguments.rounds, arguments.seconds)

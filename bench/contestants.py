@@ -15,6 +15,7 @@ LOGS = RUN / "logs"
 ENVOY = Path(sys.executable).parent / "envoy"
 BRIDGE = Path(os.environ["BRIDGE"])
 UPSTREAM = Path(os.environ["UPSTREAM"])
+EVEN = Path(os.environ["EVEN"])
 GATEWAY = Path(os.environ["GATEWAY"])
 VANGUARD = os.environ.get("VANGUARD")  # none without Go
 OTHER = os.environ.get("OTHER")  # another build of the gateway, to compare with

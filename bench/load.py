@@ -1,5 +1,7 @@
-"""Calls: many by h2load, one by curl to see that it is answered rightly, and idle connections."""
+"""Calls: many by h2load, evenly spaced ones by `even`, one by curl to see that it is answered
+rightly, and idle connections."""
 
+import json
 import re
 import socket
 import struct
@@ -7,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from contestants import BASE, RUN, Failed
+from contestants import BASE, EVEN, RUN, Failed
 
 DATASET = "5c8c3c555033b814b69f947f"
 BATCH_ID = b"5d01230fc78a4e4f8c0c6b387b4b8d1c"
@@ -86,6 +88,9 @@ class Load:
         if failed or not (creates - in_flight) * answer_size <= data <= creates * answer_size:
             raise Failed(f"{self.target}: {data} bytes for {creates} creates: {self.said}")
 
+    def per_second(self):
+        return self.number(r"finished in .*, ([\d.]+) req/s")
+
     def latencies(self):
         """Microseconds, sorted."""
         lines = self.log.read_text().splitlines()
@@ -94,30 +99,67 @@ class Load:
         return sorted(int(line.split("\t")[2]) for line in lines)
 
 
+class EvenLoad:
+    """So many calls per second in all, evenly spaced, on connections that take turns."""
+
+    def __init__(self, target, connections, rate, seconds, warm_up):
+        self.target, self.seconds = target, seconds
+        numbers = (connections, rate, round(warm_up * 1000), round(seconds * 1000))
+        self.process = subprocess.Popen(
+            [EVEN, target, *map(str, numbers), RUN / "message",
+             *(f"{name}:{value}" for name, value in GRPC)],
+            stdout=subprocess.PIPE, text=True,
+        )
+        if self.process.stdout.readline() != "open\n":
+            raise Failed(f"{target} takes no {connections} connections")
+
+    def ends(self):
+        said = self.process.communicate()[0]
+        if self.process.returncode != 0:
+            raise Failed(f"{self.target}: evenly spaced calls ended early")
+        self.seen = json.loads(said)
+        return self
+
+    def check(self, answer_size, creates, in_flight=0):
+        """Every create's whole answer came."""
+        seen = self.seen
+        if seen["failed"] or seen["calls"] != creates or seen["bytes"] != creates * answer_size:
+            raise Failed(f"{self.target}: {seen['failed']} of {seen['calls']} calls failed, "
+                         f"{seen['bytes']} bytes for {creates} creates")
+
+    def per_second(self):
+        return len(self.seen["latencies_us"]) / self.seconds
+
+    def latencies(self):
+        """Microseconds, sorted."""
+        return sorted(self.seen["latencies_us"])
+
+
 def timing(seconds, warm_up):
     return ["-D", f"{seconds * 1000:.0f}ms", f"--warm-up-time={warm_up * 1000:.0f}ms"]
 
 
 def measure(program, api, connections, streams, seconds, warm_up, rate=None):
-    """One turn of one contestant. `rate`: calls per second in all."""
+    """One turn of one contestant. `rate`: calls per second in all, evenly spaced."""
     size, before = size_of_answer(program), api.creates()
-    arguments = [*timing(seconds, warm_up), f"--log-file={RUN / 'h2load.log'}"]
     if rate:
-        arguments.append(f"--rps={rate / connections:g}")
-    load = Load(url(program), connections, streams, arguments)
+        load, most = EvenLoad(url(program), connections, rate, seconds, warm_up), 0
+    else:
+        arguments = [*timing(seconds, warm_up), f"--log-file={RUN / 'h2load.log'}"]
+        load, most = Load(url(program), connections, streams, arguments), connections * streams
     # Without the beginning, when connections are opened, and the end, when calls are left.
     time.sleep(warm_up)
     first = program.processor_seconds(), api.creates()
     time.sleep(seconds - 0.1)
     last = program.processor_seconds(), api.creates()
     load.ends()
-    load.check(size, settled(api) - before, connections * streams)
+    load.check(size, settled(api) - before, most)
     program.log.open("a").truncate(0)
     if last[1] == first[1]:
         raise Failed(f"{program.name} made no call within {seconds} s")
     return {
         "cpu_us": (last[0] - first[0]) / (last[1] - first[1]) * 1e6,
-        "per_second": load.number(r"finished in .*, ([\d.]+) req/s"),
+        "per_second": load.per_second(),
         **percentiles(load.latencies()),
     }
 
@@ -140,7 +182,7 @@ def measure_api(api, seconds, warm_up):
         "json", [("content-type", "application/json"), *CREDENTIALS],
     ).ends()
     return {
-        "per_second": load.number(r"finished in .*, ([\d.]+) req/s"),
+        "per_second": load.per_second(),
         **percentiles(load.latencies()),
     }
 

@@ -36,9 +36,9 @@ build() {
 tuple=$(rustc --print host-tuple)
 profile=$root/deploy/image/gateway.profdata
 
-# build_gateway FLAG: with --target, build scripts do not get the flag.
+# build_gateway FLAG: static as in the image. With --target, build scripts do not get the flags.
 build_gateway() {
-    RUSTFLAGS=$1 CARGO_TARGET_DIR=$run/target build "$root" --target "$tuple"
+    RUSTFLAGS="-Ctarget-feature=+crt-static $1" CARGO_TARGET_DIR=$run/target build "$root" --target "$tuple"
 }
 
 # As the image's program. The copy's name tells cargo when the profile is another.
@@ -83,9 +83,8 @@ fi
 GATEWAY=${GATEWAY:-$run/target/$tuple/release/aep-batch-gateway}
 [[ -x $GATEWAY ]] || cannot "no gateway at $GATEWAY"
 build "$here"
-BRIDGE=${CARGO_TARGET_DIR:-$here/target}/release/bridge
-UPSTREAM=${CARGO_TARGET_DIR:-$here/target}/release/upstream
-export GATEWAY BRIDGE UPSTREAM
+built=${CARGO_TARGET_DIR:-$here/target}/release
+export GATEWAY BRIDGE=$built/bridge UPSTREAM=$built/upstream EVEN=$built/even
 if [[ ${1:-} == --short || ${1:-} == --profile ]]; then
     : # without vanguard-go
 elif command -v go >/dev/null; then

@@ -7,9 +7,8 @@ use http::{HeaderName, HeaderValue};
 use reqwest::Url;
 use rustls::{
     RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
+    pki_types::{CertificateDer, DnsName, pem::PemObject},
 };
-use rustls::pki_types::DnsName;
 use tracing_subscriber::EnvFilter;
 
 use crate::{

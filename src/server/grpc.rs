@@ -1,6 +1,11 @@
 //! One request → the gRPC service that it is for.
 
-use std::{convert::Infallible, future::Future, pin::Pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::{Future, ready},
+    pin::Pin,
+    sync::Arc,
+};
 
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -23,7 +28,7 @@ use crate::{
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
     status,
-    telemetry::{self, CallRecord, Telemetry},
+    telemetry::{self, Call, Telemetry},
 };
 
 /// The most that a request message may have. Messages that are still arriving
@@ -81,45 +86,44 @@ impl GrpcServices {
         ServicesForPeer(Arc::new((self, peer)))
     }
 
-    async fn answer(&self, peer: &Peer, request: Request<Body>) -> Response<Body> {
+    /// Takes a request to pieces now, so that only little waits until it is answered.
+    fn answer(&self, peer: &Peer, request: Request<Body>) -> Answer {
         if request.method() != Method::POST {
-            return answer::refuse(StatusCode::METHOD_NOT_ALLOWED);
+            return at_once(answer::refuse(StatusCode::METHOD_NOT_ALLOWED));
         }
         if !is_grpc(&request) {
-            return answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+            return at_once(answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
             let (method, client) = (telemetry::Method::of(method), peer.identity.clone());
             let call = self.telemetry.call(method, request.headers(), client);
-            let record = call.record().clone();
-            let response = self.answer_batch_call(peer, request, record).await;
-            return response.map(|body| Body::new(Sent { body, call }));
+            return self.answer_batch_call(peer, request, call);
         }
         if !peer.allowed {
             let identity = peer.identity.as_deref();
-            return status::client_not_allowed(identity, None).into_http();
+            return at_once(status::client_not_allowed(identity, None).into_http());
         }
-        let other = self.others.iter().find(|(name, _)| *name == service);
-        match other {
+        match self.others.iter().find(|(name, _)| *name == service) {
             Some((_, other)) => {
-                let Ok(response) = other.clone().oneshot(request).await;
-                response
+                let answering = other.clone().oneshot(request);
+                Box::pin(async {
+                    let Ok(response) = answering.await;
+                    response
+                })
             }
-            None => status::unknown_service().into_http(),
+            None => at_once(status::unknown_service().into_http()),
         }
     }
 
-    async fn answer_batch_call(
-        &self,
-        peer: &Peer,
-        mut request: Request<Body>,
-        record: Arc<CallRecord>,
-    ) -> Response<Body> {
+    fn answer_batch_call(&self, peer: &Peer, mut request: Request<Body>, call: Call) -> Answer {
+        let record = call.record().clone();
         if !peer.allowed {
             record.refused(&status::CLIENT_NOT_ALLOWED);
             let (identity, id) = (peer.identity.as_deref(), record.request_id());
-            return status::client_not_allowed(identity, Some(id)).into_http();
+            let refusal: Response<Body> =
+                status::client_not_allowed(identity, Some(id)).into_http();
+            return at_once(refusal.map(|body| Body::new(Sent { body, call })));
         }
         let commit = Commit::default();
         request.extensions_mut().insert(record.clone());
@@ -129,12 +133,22 @@ impl GrpcServices {
             record: record.clone(),
         });
         let mut answering = self.batches.clone().call(request);
-        tokio::select! {
-            biased;
-            Ok(response) = &mut answering => answer::shape(response, &record),
-            () = commit.committed() => answer::begin(answering, record),
-        }
+        Box::pin(async move {
+            let response = tokio::select! {
+                biased;
+                Ok(response) = &mut answering => answer::shape(response, &record),
+                () = commit.committed() => answer::begin(answering, record),
+            };
+            response.map(|body| Body::new(Sent { body, call }))
+        })
     }
+}
+
+/// An answer to come. Thousands of calls may wait for theirs.
+type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+
+fn at_once(response: Response<Body>) -> Answer {
+    Box::pin(ready(response))
 }
 
 /// [`GrpcServices`] for who is at the other end of a connection.
@@ -147,17 +161,22 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let for_peer = self.0.clone();
+        let (services, peer) = &*self.0;
+        let request = request.map(Body::new);
+        let answering = match services.web.clone() {
+            Some(web) => {
+                let for_peer = for_peer.clone();
+                Box::pin(async move {
+                    let (services, peer) = &*for_peer;
+                    web.answer(request, |call| services.answer(peer, call))
+                        .await
+                })
+            }
+            None => services.answer(peer, request),
+        };
         Box::pin(async move {
-            let (services, peer) = &*for_peer;
-            let request = request.map(Body::new);
-            let mut response = match &services.web {
-                // Boxed: it is large, and most calls do not need it.
-                Some(web) => {
-                    Box::pin(web.answer(request, |call| services.answer(peer, call))).await
-                }
-                None => services.answer(peer, request).await,
-            };
-            if services.draining.is_cancelled() {
+            let mut response = answering.await;
+            if for_peer.0.draining.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
