@@ -38,7 +38,16 @@ struct Seen {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), AnyError> {
     let arguments: Vec<_> = env::args().skip(1).collect();
-    let [url, connections, rate, warm_up, measured, message, headers @ ..] = &arguments[..] else {
+    let [
+        url,
+        connections,
+        rate,
+        warm_up,
+        measured,
+        message,
+        headers @ ..,
+    ] = &arguments[..]
+    else {
         return Err("see the source for the arguments".into());
     };
     let url: Uri = url.parse()?;
