@@ -5,12 +5,16 @@ FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /build
 
 # How often each function and branch is used: a fifth less processor time for a
-# call (docs/benchmark.md). Names in it depend on Rust's version, so with another
-# one `bench/run.sh --profile` has to record it anew.
+# call (docs/benchmark.md). Names in it depend on the versions of Rust and of the
+# dependencies, so with others `bench/run.sh --profile` has to record it anew.
 COPY deploy/image/gateway.profdata /
 # Linked with glibc's static libraries, because the final image has no libraries.
+# What the profile shows to be hardly used is cut out of its functions and laid aside.
 # Build scripts are not touched by this, as long as --target is given.
-ENV RUSTFLAGS="-C target-feature=+crt-static -C profile-use=/gateway.profdata"
+ENV RUSTFLAGS="-Ctarget-feature=+crt-static \
+    -Cprofile-use=/gateway.profdata \
+    -Cllvm-args=-enable-split-machine-functions \
+    -Clink-arg=-Wl,-z,keep-text-section-prefix"
 
 # The dependencies first, with empty sources: this layer lasts until Cargo.toml
 # or Cargo.lock changes.

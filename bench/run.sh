@@ -41,13 +41,13 @@ build_gateway() {
     RUSTFLAGS="-Ctarget-feature=+crt-static $1" CARGO_TARGET_DIR=$run/target build "$root" --target "$tuple"
 }
 
-# As the image's program. The copy's name tells cargo when the profile is another.
+# As the image's program (Dockerfile). The copy's name tells cargo when the profile is another.
 build_with_profile() {
     local copy
     mkdir -p "$run"
     copy=$run/$(sha256sum <"$profile" | cut -c -16).profdata
     cp "$profile" "$copy"
-    build_gateway "-Cprofile-use=$copy"
+    build_gateway "-Cprofile-use=$copy -Cllvm-args=-enable-split-machine-functions -Clink-arg=-Wl,-z,keep-text-section-prefix"
 }
 
 if [[ ${1:-} == --build ]]; then
