@@ -33,12 +33,13 @@ class Scenario:
     kilobytes: str = "0.6"  # of its answer
     latency_ms: int = 0
     rate: int | None = None  # calls per second in all, evenly; otherwise as many as go
-    split: int = 1  # into how many each round is cut: short ones spread noise over all
+    rounds: int = 1  # for each that is asked for: more where noise is large beside the difference
+    share: float = 1  # of the seconds, for each of them
 
 
 SCENARIOS = {
     "core": Scenario([name for name in CONTESTANTS if name != "other gateway"]),
-    "one call": Scenario(FULL, [(1, 1)], split=3),
+    "one call": Scenario(FULL, [(1, 1)], rounds=9, share=1 / 3),
     "loads": Scenario(MAIN, LOADS),
     "evenly spaced": Scenario(MAIN, EVENLY, rate=2000),
     "HTTP/2 API": Scenario(FULL, kind="h2c"),
@@ -67,7 +68,7 @@ def say(text):
 def run_scenario(name, rounds, seconds, only=None):
     """Every round is one turn of each contestant under each load, in another order."""
     scenario = SCENARIOS[name]
-    rounds, seconds = rounds * scenario.split, seconds / scenario.split
+    rounds, seconds = rounds * scenario.rounds, seconds * scenario.share
     names = [known for known in only or [*scenario.names, "other gateway"] if known in CONTESTANTS]
     say(f"{name}: {', '.join(names)}")
     programs, results = {}, {}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The benchmark: run.sh          all of it, into docs/benchmark.md (20 minutes)
+# The benchmark: run.sh          all of it, into docs/benchmark.md (25 minutes)
 #                run.sh --short  for CI: fails if a ratio has grown since the last full run
 #                run.sh --build  only what cargo builds
 #                run.sh --profile  records deploy/image/gateway.profdata anew (10 minutes)

@@ -2,9 +2,10 @@
 //! `--rps` makes them in bunches: of 20 on one connection, of all at once on 1,000.
 //!
 //! `even URL CONNECTIONS CALLS_PER_SECOND WARM_UP_MS MS MESSAGE_FILE NAME:VALUE…`
-//! prints `open` when all connections are, and at the end `{"calls":…,"failed":…,"bytes":…,"latencies_us":[…]}`: all calls, those that
-//! failed, the messages' bytes, and the latencies, from when a call should have begun,
-//! of those after the warm-up.
+//! prints `open` when all connections are, and at the end
+//! `{"calls":…,"failed":…,"bytes":…,"latencies_us":[…]}`: all calls, those that failed,
+//! the messages' bytes, and the latencies, from when a call should have begun, of those
+//! after the warm-up.
 
 use std::{
     cell::RefCell,
