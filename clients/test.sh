@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Plays real clients against the gateway: test.sh [GATEWAY [CLIENT...]]
-# The clients: python node go java grpcurl buf; all, if none is named.
+# The clients: python node go java grpcurl grpcui buf protoc; all, if none is named.
 # What it installs goes to .test and into the clients' own folders, and is used
 # again by the next run. The logs go to .test too.
 set -euo pipefail
@@ -14,7 +14,7 @@ clients=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 gateway=${1:-$clients/../target/debug/aep-batch-gateway}
 [[ $gateway == /* ]] || gateway=$PWD/$gateway
 shift $(($# > 0))
-[[ $# -gt 0 ]] || set -- python node go java grpcurl buf
+[[ $# -gt 0 ]] || set -- python node go java grpcurl grpcui buf protoc
 tools=$clients/.test
 
 cannot() {
@@ -80,6 +80,15 @@ install_grpcurl() {
     GOBIN=$tools/bin go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL"
 }
 
+install_grpcui() {
+    # A module of its own, because it wants older libraries than the example.
+    go -C grpcui build -buildvcs=false -o "$tools/bin/" github.com/fullstorydev/grpcui/cmd/grpcui
+}
+
+install_protoc() {
+    install_python
+}
+
 install_buf() {
     [[ $("$tools/node_modules/.bin/buf" --version 2>/dev/null) == "$BUF" ]] ||
         npm install --loglevel=error --no-audit --no-fund --no-save --prefix "$tools" "@bufbuild/buf@$BUF"
@@ -89,12 +98,12 @@ need python3
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
 for client in "$@"; do
     case $client in
-    python) python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)" ;;
+    python | protoc) python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)" ;;
     node | buf) need node npm ;;
     go) need go node npm ;;
     java) need java mvn ;;
-    grpcurl) need go ;;
-    *) cannot "no client is called $client; there are python node go java grpcurl buf" ;;
+    grpcurl | grpcui) need go ;;
+    *) cannot "no client is called $client; there are python node go java grpcurl grpcui buf protoc" ;;
     esac
 done
 [[ -x $gateway ]] || cannot "no gateway at $gateway: run cargo build, or name it as argument"
@@ -104,7 +113,9 @@ mkdir -p "$tools"
 echo "installing"
 installing=()
 for client in "$@"; do
-    [[ $client == buf && " $* " == *" go "* ]] && continue # Go installs it already.
+    # Go and Python install them already.
+    [[ $client == buf && " $* " == *" go "* ]] && continue
+    [[ $client == protoc && " $* " == *" python "* ]] && continue
     "install_$client" >"$tools/install-$client.log" 2>&1 &
     installing+=("$client=$!")
 done

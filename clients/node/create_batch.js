@@ -4,7 +4,6 @@ import { readFileSync } from 'node:fs';
 
 import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
-import googleProtos from 'google-proto-files';
 
 const file = (path) => new URL(path, import.meta.url).pathname;
 // As `aep-batch-gateway descriptor --service-config` prints it: UNAVAILABLE is retried, and
@@ -20,7 +19,7 @@ const ADVICE = {
 const types = protoLoader.loadSync(
   ['aep/ingestion/v1/batch_service.proto', 'google/rpc/status.proto', 'google/rpc/error_details.proto'],
   // `json` unpacks the details of errors.
-  { includeDirs: [file('../../proto'), googleProtos.getProtoPath('..')], enums: String, longs: String, json: true },
+  { includeDirs: [file('../../proto')], enums: String, longs: String, json: true },
 );
 const { BatchService } = grpc.loadPackageDefinition(types).aep.ingestion.v1;
 
