@@ -313,6 +313,8 @@ def assert_failure(told: dict, failure: Failure) -> None:
     assert_equal(info["metadata"]["outcome"], failure.outcome, "outcome")
     assert_equal(every_metadata(told)["aep-batch-outcome"], failure.outcome, "aep-batch-outcome")
     assert_equal(told["message"], told["status"]["message"], "message")
+    twice = {"aep-batch-outcome", "x-request-id"} & {*told["headers"]} & {*told["trailers"]}
+    assert_equal(twice, set(), "told in headers and trailers")
     # What may be repeated comes as Trailers-Only, all else as headers that say "do not".
     assert_equal(bool(told["headers"]), failure.outcome != "NOT_CREATED", "has headers")
     violations = details.get("BadRequest", {}).get("fieldViolations", [])

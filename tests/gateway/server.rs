@@ -100,7 +100,10 @@ fn the_descriptors_are_complete() {
     let api = set.file.last().unwrap();
     assert!(api.source_code_info.is_some());
     let details = "google/rpc/error_details.proto".to_owned();
-    assert!(api.dependency.contains(&details), "grpcui decodes them then");
+    assert!(
+        api.dependency.contains(&details),
+        "grpcui decodes them then"
+    );
 }
 
 #[tokio::test]
