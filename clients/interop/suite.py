@@ -134,6 +134,8 @@ def play_language(report: Report, running: list, program: str, folder: Path, nam
         descriptors.play(report, player, descriptors.write(program, folder / f"{name}.binpb"))
     examples.service_config(report, program, home / language.service_config)
     examples.play(report, gateway, words(language.example), home)
+    killed = start(Gateway(program, folder / f"{name}-killed-gateway.log"))
+    examples.play_killed(report, killed, words(language.example), home)
     commands = [words(command) for command in language.readme_commands]
     examples.play_readme(report, gateway, CLIENTS / language.readme_program, commands, ROOT)
     keepalive.end(report)
