@@ -54,9 +54,9 @@ func main() {
 	fmt.Println(answer.Batch.Id, answer.Batch.Status)
 }
 
-// outcome tells whether a batch exists. A retry of your own repeats NOT_CREATED, and looks at
-// nothing else: an error without the gateway's ErrorInfo comes from the library or from somebody
-// in between, and whatever its code is, it proves nothing.
+// outcome tells whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an
+// error without the gateway's ErrorInfo comes from the library or from somebody in between, and
+// whatever its code is, it proves nothing.
 func outcome(err error) string {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.Domain == "aep-batch-gateway" {

@@ -27,8 +27,8 @@ ROOT = CLIENTS.parent
 class Language:
     interop: list[str]  # the programs; {} is the folder
     example: list[str]
-    readme_program: str  # where the README's program is put, below CLIENTS
-    readme_commands: list[list[str]]  # what builds and runs it
+    readme_program: str = ""  # where the README's program is put, below CLIENTS
+    readme_commands: tuple[list[str], ...] = ()  # what builds and runs it
     service_config: str = "service-config.json"
     reflection: tuple[str, ...] = ("v1", "v1alpha")  # the versions that the library has
     loads_descriptors: bool = False  # at run time, beside those of its code
@@ -40,9 +40,9 @@ LANGUAGES = {
         interop=["{}/venv/bin/python", "interop.py"],
         example=["{}/venv/bin/python", "create_batch.py"],
         readme_program="python/.readme/main.py",
-        readme_commands=[
-            ["env", "PYTHONPATH=clients/python", "{}/venv/bin/python", "clients/python/.readme/main.py"]
-        ],
+        readme_commands=(
+            ["env", "PYTHONPATH=clients/python", "{}/venv/bin/python", "clients/python/.readme/main.py"],
+        ),
         reflection=("v1alpha",),
         loads_descriptors=True,
     ),
@@ -50,26 +50,30 @@ LANGUAGES = {
         interop=["node", "interop.js"],
         example=["node", "create_batch.js"],
         readme_program="node/.readme/main.js",
-        readme_commands=[["node", "clients/node/.readme/main.js"]],
+        readme_commands=(["node", "clients/node/.readme/main.js"],),
     ),
     "go": Language(
         interop=["{}/bin/interop"],
         example=["{}/bin/create-batch"],
         readme_program="go/readme/main.go",
-        readme_commands=[
+        readme_commands=(
             ["go", "-C", "clients/go", "build", "-buildvcs=false", "-o", "{}/bin/readme", "./readme"],
             ["{}/bin/readme"],
-        ],
+        ),
         loads_descriptors=True,
     ),
     "java": Language(
         interop=["java", "-cp", f"target/test-classes:{JARS}", "example.Interop"],
         example=["java", "-jar", "target/create-batch.jar"],
         readme_program="java/target/readme/Main.java",
-        readme_commands=[
-            ["sh", "-c", f"cd clients/java && exec java -cp '{JARS}' target/readme/Main.java"]
-        ],
+        readme_commands=(
+            ["sh", "-c", f"cd clients/java && exec java -cp '{JARS}' target/readme/Main.java"],
+        ),
         service_config="src/main/resources/service-config.json",
+    ),
+    "ruby": Language(
+        interop=["ruby", "interop.rb"],
+        example=["ruby", "create_batch.rb"],
     ),
 }
 
@@ -136,8 +140,9 @@ def play_language(report: Report, running: list, program: str, folder: Path, nam
     examples.play(report, gateway, words(language.example), home)
     killed = start(Gateway(program, folder / f"{name}-killed-gateway.log"))
     examples.play_killed(report, killed, words(language.example), home)
-    commands = [words(command) for command in language.readme_commands]
-    examples.play_readme(report, gateway, CLIENTS / language.readme_program, commands, ROOT)
+    if language.readme_program:
+        commands = [words(command) for command in language.readme_commands]
+        examples.play_readme(report, gateway, CLIENTS / language.readme_program, commands, ROOT)
     keepalive.end(report)
 
 

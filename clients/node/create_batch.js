@@ -30,9 +30,9 @@ function detail(error, name) {
   return details.find((one) => one['@type'].endsWith(`/google.rpc.${name}`)) ?? {};
 }
 
-// Whether a batch exists. A retry of your own repeats NOT_CREATED, and looks at nothing else:
-// an error without the gateway's ErrorInfo comes from the library or from somebody in between,
-// and whatever its code is, it proves nothing.
+// Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error without
+// the gateway's ErrorInfo comes from the library or from somebody in between, and whatever its
+// code is, it proves nothing.
 function outcome(error) {
   const { domain, metadata } = detail(error, 'ErrorInfo');
   return domain === 'aep-batch-gateway' ? metadata.outcome : 'UNKNOWN';

@@ -29,9 +29,9 @@ def detail(error: grpc.RpcError, message):
 
 
 def outcome(error: grpc.RpcError) -> str:
-    """Whether a batch exists. A retry of your own repeats NOT_CREATED, and looks at nothing else:
-    an error without the gateway's ErrorInfo comes from the library or from somebody in between,
-    and whatever its code is, it proves nothing."""
+    """Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error
+    without the gateway's ErrorInfo comes from the library or from somebody in between, and
+    whatever its code is, it proves nothing."""
     info = detail(error, error_details_pb2.ErrorInfo())
     return info.metadata["outcome"] if info.domain == "aep-batch-gateway" else "UNKNOWN"
 

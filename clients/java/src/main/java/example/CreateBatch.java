@@ -80,7 +80,7 @@ public final class CreateBatch {
   }
 
   /**
-   * Whether a batch exists. A retry of your own repeats NOT_CREATED, and looks at nothing else: an
+   * Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an
    * error without the gateway's ErrorInfo comes from the library or from somebody in between, and
    * whatever its code is, it proves nothing.
    */
