@@ -90,16 +90,14 @@ fn error_of(response: &Response<Body>) -> Option<Status> {
     Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok)
 }
 
+/// Nothing stands in both: Connect joins them, and would tell it twice.
 fn headers_then_trailers(response: Response<Body>) -> Response<Body> {
     let (mut head, _) = response.into_parts();
-    let all = std::mem::take(&mut head.headers);
-    // The latter two for access logs, which see headers more easily than trailers.
-    for name in [header::CONTENT_TYPE, status::OUTCOME, REQUEST_ID] {
-        if let Some(value) = all.get(&name).cloned() {
-            head.headers.insert(name, value);
-        }
+    let mut trailers = std::mem::take(&mut head.headers);
+    if let Some(content_type) = trailers.remove(header::CONTENT_TYPE) {
+        head.headers.insert(header::CONTENT_TYPE, content_type);
     }
-    let body = LateBody::Trailers(Some(trailers(all)));
+    let body = LateBody::Trailers(Some(trailers));
     Response::from_parts(head, Body::new(body))
 }
 
@@ -153,12 +151,16 @@ impl http_body::Body for LateBody {
                     }
                     let Ok(response) = ready!(answering.as_mut().poll(cx));
                     let (response, code) = tell(response, record);
-                    let (head, body) = response.into_parts();
+                    let (mut head, body) = response.into_parts();
+                    // The early headers have told both.
+                    for told in [header::CONTENT_TYPE, REQUEST_ID] {
+                        head.headers.remove(told);
+                    }
                     *self = match code {
                         Code::Ok => {
                             LateBody::Message(body, head.headers.get(status::OUTCOME).cloned())
                         }
-                        _ => LateBody::Trailers(Some(trailers(head.headers))),
+                        _ => LateBody::Trailers(Some(head.headers)),
                     };
                 }
                 LateBody::Message(body, outcome) => {
@@ -180,10 +182,4 @@ impl http_body::Body for LateBody {
             }
         }
     }
-}
-
-/// The headers of a Trailers-Only answer as trailers.
-fn trailers(mut headers: HeaderMap) -> HeaderMap {
-    headers.remove(header::CONTENT_TYPE);
-    headers
 }

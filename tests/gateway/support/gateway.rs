@@ -394,6 +394,14 @@ impl RawAnswer {
         self.trailers["aep-batch-outcome"].to_str().unwrap()
     }
 
+    /// What stands in both headers and trailers: Connect joins them, and would
+    /// tell it twice.
+    pub(crate) fn told_twice(&self) -> Vec<&str> {
+        let twice = |name: &&str| !self.trailers_only && self.headers.contains_key(*name);
+        let names = self.trailers.keys().map(|name| name.as_str());
+        names.filter(twice).collect()
+    }
+
     /// `ErrorInfo`: the reason, and one value of its metadata.
     pub(crate) fn reason(&self) -> String {
         let status = self.status();
