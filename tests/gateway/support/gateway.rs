@@ -275,6 +275,7 @@ pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
 }
 
 /// One connection, frame by frame.
+#[derive(Clone)]
 pub(crate) struct Client {
     sender: SendRequest<Bytes>,
 }
