@@ -18,6 +18,7 @@ mod grpc_web;
 mod inbound_tls;
 mod layers;
 mod metadata;
+mod proof;
 mod retries;
 mod server;
 mod statuses;
