@@ -78,7 +78,7 @@ pub(super) async fn answer(
     }
 }
 
-/// `POST /_simulator/faults` orders faults, a name to a line;
+/// `POST /_simulator/faults` orders faults, a name to a line; `GET` names all;
 /// `GET /_simulator/batches` is the ledger.
 fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
     match (method.as_str(), path) {
@@ -99,6 +99,10 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
                 Err(error) => problem(StatusCode::BAD_REQUEST, &error),
             }
         }
+        ("GET", "/faults") => {
+            let names: Vec<_> = Fault::names().collect();
+            json_answer(StatusCode::OK, &json!({ "names": names }))
+        }
         ("DELETE", "/faults") => {
             state.memory().next_faults.clear();
             state.memory().next_look_ups.clear();
@@ -115,7 +119,7 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
         }
         _ => problem(
             StatusCode::NOT_FOUND,
-            "There are POST and DELETE /_simulator/faults and GET /_simulator/batches",
+            "There are POST, GET and DELETE /_simulator/faults, and GET /_simulator/batches",
         ),
     }
 }

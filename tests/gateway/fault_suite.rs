@@ -365,7 +365,7 @@ async fn call(mut connections: Vec<Client>, mesh: bool, number: u64, key: Key) -
 /// Istio's defaults: twice again, each time at another replica, with the same
 /// request id.
 async fn through_a_mesh(
-    connections: &mut Vec<Client>,
+    connections: &mut [Client],
     metadata: &[(&str, &str)],
     message: &[u8],
 ) -> RawAnswer {

@@ -21,6 +21,7 @@ mod metadata;
 mod proof;
 mod retries;
 mod server;
+mod simulated_api;
 mod statuses;
 mod telemetry;
 mod upstream;
