@@ -125,6 +125,7 @@ pub async fn start(
         let gateway = Gateway {
             credentials: config.credentials.clone(),
             creator: Arc::new(Creator::new(upstream, shared.clone())),
+            generate_external_ids: config.generate_external_ids,
             flights: flights.clone(),
             telemetry: telemetry.clone(),
         };

@@ -87,7 +87,8 @@ FAILURES = [
     Failure("HTTP 404", "NOT_FOUND", "API_NOT_FOUND", faults=["status-404"]),
     Failure("HTTP 409", "ALREADY_EXISTS", "API_CONFLICT", faults=["status-409"]),
     Failure("HTTP 412", "FAILED_PRECONDITION", "API_PRECONDITION_FAILED", faults=["status-412"]),
-    Failure("HTTP 418", "FAILED_PRECONDITION", "API_REFUSED", faults=["status-418"]),
+    Failure("HTTP 421", "FAILED_PRECONDITION", "API_REFUSED", faults=["status-421"]),
+    Failure("HTTP 418", "UNKNOWN", "UPSTREAM_UNPROVEN", "UNKNOWN", faults=["status-418"]),
     Failure("HTTP 501", "UNIMPLEMENTED", "API_NOT_IMPLEMENTED", faults=["status-501"]),
     Failure(
         "HTTP 429",
@@ -109,7 +110,7 @@ FAILURES = [
         details=["Help"],
         retry="1s",
     ),
-    Failure("HTTP 503 of a proxy", "UNKNOWN", "PROXY_UNAVAILABLE", "UNKNOWN", faults=["proxy-503"]),
+    Failure("HTTP 503 of a proxy", "UNKNOWN", "UPSTREAM_FAILED", "UNKNOWN", faults=["proxy-503"]),
     Failure(
         "a batch whose answer a proxy lost",
         "UNKNOWN",

@@ -18,6 +18,7 @@ mod grpc_web;
 mod inbound_tls;
 mod layers;
 mod metadata;
+mod odd_answers;
 mod proof;
 mod retries;
 mod server;
