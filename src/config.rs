@@ -15,6 +15,7 @@ use crate::{
     certificates::{TlsFiles, TlsOptions},
     create::LookUp,
     credentials::{self, Credentials},
+    proxies::Proxies,
     telemetry::LogFormat,
     upstream::{HttpVersion, UpstreamOptions},
 };
@@ -375,7 +376,7 @@ impl Settings {
                     http: http?,
                     connect_timeout: connect_timeout?,
                     request_timeout,
-                    direct: false,
+                    proxies: Proxies::default(),
                     idle_connections: max_in_flight,
                 },
                 look_up: look_up?,

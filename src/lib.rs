@@ -25,6 +25,7 @@ pub mod certificates;
 pub mod credentials;
 pub mod deadline;
 pub mod mapping;
+pub mod proxies;
 
 pub mod outcome;
 pub mod proto;

@@ -17,7 +17,7 @@ fn sources(room: &str) -> String {
 }
 
 /// From the top down; a room uses rooms that stand further right.
-const ROOMS: [&str; 17] = [
+const ROOMS: [&str; 18] = [
     "cli",
     "simulator",
     "server",
@@ -34,6 +34,7 @@ const ROOMS: [&str; 17] = [
     "mapping",
     "deadline",
     "credentials",
+    "proxies",
     "outcome",
 ];
 
