@@ -76,20 +76,18 @@ impl TlsFiles {
         let mut problem = |flag, path: &PathBuf, what: &str| {
             problems.push(format!("--tls-{flag}-file {what}: {}", path.display()));
         };
-        let chain = certificates(&pem.cert);
-        if chain.is_none() {
-            problem("cert", &self.cert, "has no PEM certificate");
-        }
+        let chain = certificates(&pem.cert)
+            .map_err(|what| problem("cert", &self.cert, &what))
+            .ok();
         let key = PrivateKeyDer::from_pem_slice(&pem.key).ok();
         if key.is_none() {
             problem("key", &self.key, "has no PEM key");
         }
         let mut roots = None;
         if let (Some(path), Some(pem)) = (&self.client_ca, &pem.client_ca) {
-            roots = authorities(pem);
-            if roots.is_none() {
-                problem("client-ca", path, "has no PEM certificate of an authority");
-            }
+            roots = certificates(pem)
+                .map_err(|what| problem("client-ca", path, &what))
+                .ok();
         }
         let (Some(chain), Some(key), true) = (chain, key, problems.is_empty()) else {
             return Err(problems);
@@ -105,11 +103,13 @@ impl TlsFiles {
         let builder = ServerConfig::builder();
         let builder = match roots {
             None => builder.with_no_client_auth(),
-            Some(roots) => builder.with_client_cert_verifier(
-                WebPkiClientVerifier::builder(Arc::new(roots))
-                    .build()
-                    .map_err(|error| vec![format!("--tls-client-ca-file is bad: {error}")])?,
-            ),
+            Some(trusted) => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(trusted);
+                let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
+                let told = |error| vec![format!("--tls-client-ca-file is bad: {error}")];
+                builder.with_client_cert_verifier(verifier.map_err(told)?)
+            }
         };
         let mut server = builder
             .with_single_cert(chain, key)
@@ -122,17 +122,47 @@ impl TlsFiles {
     }
 }
 
-fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    all.ok().filter(|all| !all.is_empty())
-}
-
-fn authorities(pem: &[u8]) -> Option<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem)? {
-        roots.add(certificate).ok()?;
+/// The certificates in a PEM file; or what is wrong with it, as the end of a
+/// sentence. The library's own iterator takes a certificate without its END line
+/// and the next one as one.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    const BEGIN: &str = "-----BEGIN ";
+    const LABEL: &str = "CERTIFICATE";
+    let text = String::from_utf8_lossy(pem);
+    let ends = |section: &str| section.matches("-----END ").count();
+    let mut good = Vec::new();
+    let bad =
+        |number: usize, why: &str| Err(format!("has a bad certificate, number {number}: {why}"));
+    let mut sections = text.split(BEGIN);
+    if sections.next().is_some_and(|comment| ends(comment) > 0) {
+        return bad(1, "it has no BEGIN line");
     }
-    Some(roots)
+    for section in sections {
+        let number = good.len() + 1;
+        let label = section.split(['-', '\r', '\n']).next().unwrap_or_default();
+        // The file may hold other things too, such as a key.
+        if LABEL.starts_with(label.trim_end()) {
+            if ends(section) == 0 {
+                return bad(number, "it has no END line");
+            }
+            let certificate =
+                CertificateDer::from_pem_slice(format!("{BEGIN}{section}").as_bytes());
+            let certificate = certificate
+                .ok()
+                .filter(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());
+            match certificate {
+                Some(certificate) => good.push(certificate),
+                None => return bad(number, "it is cut or damaged"),
+            }
+        }
+        if ends(section) > 1 {
+            return bad(good.len() + 1, "it has no BEGIN line");
+        }
+    }
+    match good.is_empty() {
+        true => Err("has no PEM certificate".to_owned()),
+        false => Ok(good),
+    }
 }
 
 /// `tbsCertificate.validity` (RFC 5280, section 4.1), in Unix seconds.
@@ -210,6 +240,51 @@ mod tests {
             .collect();
         let key = KeyPair::generate().unwrap();
         params.self_signed(&key).unwrap().der().clone()
+    }
+
+    #[test]
+    fn a_bad_certificate_in_a_file_is_named() {
+        let pem = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new([name.to_owned()]).unwrap();
+            (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+        };
+        let [(a, key), (b, _), (c, _)] = ["a.example", "b.example", "c.example"].map(pem);
+        let lines = |pem: &str, some: std::ops::Range<usize>| {
+            let lines: Vec<_> = pem.lines().skip(some.start).take(some.len()).collect();
+            lines.join("\n") + "\n"
+        };
+        let all = b.lines().count();
+        let cut_at = |byte: usize| b[..byte].to_owned();
+        let without_end = lines(&b, 0..all - 1);
+        let without_begin = lines(&b, 1..all);
+        let a_line_less = lines(&b, 0..2) + &lines(&b, 3..all);
+        let damaged = b.replacen("MII", "M!I", 1);
+        for (cut, why) in [
+            (&without_end, "it has no END line"),
+            (&without_begin, "it has no BEGIN line"),
+            (&a_line_less, "it is cut or damaged"),
+            (&damaged, "it is cut or damaged"),
+            (&cut_at(15), "it has no END line"),
+            (&cut_at(100), "it has no END line"),
+            (&cut_at(b.len() - 12), "it is cut or damaged"),
+        ] {
+            for (pem, number) in [
+                (format!("{cut}\n{a}"), 1),
+                (format!("# a\n{a}{key}{cut}\n{c}"), 2),
+                (format!("{a}{c}\r\n{cut}"), 3),
+            ] {
+                let told = certificates(pem.as_bytes()).unwrap_err();
+                let expected = format!("has a bad certificate, number {number}: {why}");
+                assert_eq!(told, expected, "{pem}");
+            }
+        }
+        let good = format!("caf\u{e9}\n{a}{key}\n{b}").replace('\n', "\r\n");
+        assert_eq!(certificates(good.as_bytes()).unwrap().len(), 2);
+        for none in ["", "nothing", &key] {
+            let told = certificates(none.as_bytes()).unwrap_err();
+            assert_eq!(told, "has no PEM certificate");
+        }
     }
 
     #[test]

@@ -5,14 +5,11 @@ use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration}
 use clap::Args;
 use http::{HeaderName, HeaderValue};
 use reqwest::Url;
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, DnsName, pem::PemObject},
-};
+use rustls::pki_types::{CertificateDer, DnsName};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    certificates::{TlsFiles, TlsOptions},
+    certificates::{self, TlsFiles, TlsOptions},
     create::LookUp,
     credentials::{self, Credentials},
     proxies::Proxies,
@@ -530,12 +527,7 @@ fn base_url(text: &str) -> Result<Url, String> {
 
 fn authorities(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = fs::read(file).map_err(|error| unreadable(file, &error))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let certificates = certificates.unwrap_or_default();
-    match RootCertStore::empty().add_parsable_certificates(certificates.clone()) {
-        (1.., 0) => Ok(certificates),
-        _ => Err(format!("has no PEM certificate of an authority: {file}")),
-    }
+    certificates::certificates(&pem).map_err(|what| format!("{what}: {file}"))
 }
 
 fn unreadable(file: &str, error: &std::io::Error) -> String {

@@ -76,6 +76,16 @@ async fn files_that_do_not_hold_are_refused_at_start() {
     assert_eq!(told.len(), 1);
     assert!(told[0].starts_with("--tls-key-file is bad: "), "{told:?}");
 
+    let cut: String = ca.pem().lines().take(4).collect::<Vec<_>>().join("\n");
+    folder.write("ca.crt", &(ca.pem() + &cut + "\n" + &ca.pem()));
+    let upstream_ca = format!("--upstream-ca-file={}/ca.crt", folder.path().display());
+    let told = problems(&folder.mtls(), &[&upstream_ca]).await;
+    for flag in ["--tls-client-ca-file", "--upstream-ca-file"] {
+        let named = format!("{flag} has a bad certificate, number 2: it has no END line: ");
+        let is_told = told.iter().any(|line| line.starts_with(&named));
+        assert!(is_told, "{told:?}");
+    }
+
     for file in ["tls.crt", "tls.key", "ca.crt"] {
         folder.write(file, "nothing");
     }
