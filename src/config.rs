@@ -446,8 +446,11 @@ impl Settings {
     fn credentials(&self, check: &mut Check, allow_list: bool) -> Credentials {
         let token = self.default_token_file.as_ref().and_then(|file| {
             check.read("default-token-file", file, |file| {
-                let token = fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
-                Ok(format!("Bearer {}", token.trim()))
+                let held = fs::read(file).map_err(|error| unreadable(file, &error))?;
+                let token = access_token(&held).map_err(|what| {
+                    format!("{what}: it should hold the access token alone: {file}")
+                })?;
+                Ok(format!("Bearer {token}"))
             })
         });
         let given = [
@@ -528,6 +531,35 @@ fn base_url(text: &str) -> Result<Url, String> {
 fn authorities(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = fs::read(file).map_err(|error| unreadable(file, &error))?;
     certificates::certificates(&pem).map_err(|what| format!("{what}: {file}"))
+}
+
+/// The access token that a file holds; or what it holds instead, without
+/// quoting it. Adobe's tokens are Bearer tokens (RFC 6750, section 2.1).
+fn access_token(held: &[u8]) -> Result<&str, &'static str> {
+    let Ok(text) = str::from_utf8(held) else {
+        return Err("is not UTF-8 (PowerShell's > writes UTF-16)");
+    };
+    let text = text.trim_start_matches('\u{feff}').trim();
+    let lower = text.to_ascii_lowercase();
+    if text.is_empty() {
+        Err("is empty")
+    } else if text.starts_with(['{', '[']) {
+        Err("holds JSON (Adobe IMS answers so, with the token as its access_token)")
+    } else if lower.starts_with("authorization") {
+        Err("holds a whole header")
+    } else if lower.split_whitespace().next() == Some("bearer") {
+        Err("has the word Bearer before the token")
+    } else if text.starts_with(['"', '\'', '`']) {
+        Err("has quotation marks around the token")
+    } else if text.contains(char::is_whitespace) {
+        Err("holds more than one word")
+    } else if text.trim_end_matches('=').contains('=') {
+        Err("has a name before the token")
+    } else if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._~+/=".contains(c)) {
+        Err("has a character that no access token has")
+    } else {
+        Ok(text)
+    }
 }
 
 fn unreadable(file: &str, error: &std::io::Error) -> String {
@@ -730,6 +762,40 @@ mod tests {
         let config = check(&["--grpc-web"]).expect("no origin");
         assert_eq!(config.grpc_web, Some(Vec::new()));
         assert!(check(&["--grpc-web-origins=https://app.example.com"]).is_err());
+    }
+
+    #[test]
+    fn a_token_file_holds_a_token_alone() {
+        for held in [
+            "abc.def-_~+/==",
+            " abc \r\n",
+            "\u{feff}abc\n",
+            "\u{feff}\u{feff} abc",
+        ] {
+            let token = access_token(held.as_bytes()).expect(held);
+            assert!(token.starts_with("abc"), "{token:?}");
+        }
+        for (held, what) in [
+            ("", "is empty"),
+            ("\u{feff}\n", "is empty"),
+            (r#"{"access_token":"s3cret"}"#, "holds JSON"),
+            ("\u{feff} [\"s3cret\"]", "holds JSON"),
+            ("Bearer s3cret", "has the word Bearer"),
+            ("bearer\ts3cret", "has the word Bearer"),
+            ("Bearer", "has the word Bearer"),
+            ("Authorization: Bearer s3cret", "holds a whole header"),
+            ("\"s3cret\"", "has quotation marks"),
+            ("s3cret s3cret", "holds more than one word"),
+            ("s3cret\ns3cret", "holds more than one word"),
+            ("TOKEN=s3cret", "has a name before"),
+            ("s3cr\u{e9}t", "has a character"),
+            ("s3\0cret", "has a character"),
+            ("s3cret,", "has a character"),
+        ] {
+            let told = access_token(held.as_bytes()).expect_err(held);
+            assert!(told.starts_with(what), "{held}: {told}");
+        }
+        assert!(access_token(b"\xff\xfea\0b\0").is_err());
     }
 
     #[test]

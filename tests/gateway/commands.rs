@@ -5,8 +5,9 @@ use std::{path::PathBuf, process::Output};
 use aep_batch_gateway::proto::{full_descriptor_set, v1::batch_service_server::SERVICE_NAME};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tonic::Code;
 
-use crate::support::{Gateway, request, simulator, with_id};
+use crate::support::{CREATE, CREDENTIALS, Gateway, Scripted, frame, request, simulator, with_id};
 
 async fn run(arguments: &[&str]) -> Output {
     Gateway::command(arguments).output().await.unwrap()
@@ -291,4 +292,33 @@ async fn config_shows_the_proxy_of_each_url() {
     assert_eq!(shown("api.example:8080").await, [direct, tls]);
     let all = [direct, "# catalog_url is reached without a proxy"];
     assert_eq!(shown("*").await, all);
+}
+
+#[tokio::test]
+async fn a_token_file_that_holds_something_else_is_refused_and_never_quoted() {
+    let ims = r#"{"access_token":"s3cret","token_type":"bearer","expires_in":86399}"#;
+    for (held, told) in [
+        (ims, "holds JSON"),
+        ("Bearer s3cret\n", "has the word Bearer"),
+        ("\u{feff}s3cret s3cret", "holds more than one word"),
+    ] {
+        let token = file("token-file", held);
+        let flag = format!("--default-token-file={}", token.display());
+        let output = run(&["serve", &flag, "--callers-are-authenticated"]).await;
+        assert_eq!(output.status.code(), Some(2));
+        let output = text(&output.stderr);
+        assert!(output.contains(told), "{output}");
+        assert!(output.contains("it should hold the access token alone"));
+        assert!(!output.contains("s3cret"), "{output}");
+    }
+
+    let upstream = Scripted::answering("201 Created", &[], r#"{"id":"b"}"#).await;
+    let token = file("token-file-with-bom", "\u{feff}s3cret \r\n");
+    let flag = format!("--default-token-file={}", token.display());
+    let gateway = Gateway::start(&upstream.url(), &[&flag, "--callers-are-authenticated"]).await;
+    let body = frame(&request());
+    let answer = gateway.raw_call(CREATE, &CREDENTIALS[1..], &body).await;
+    assert_eq!(answer.code(), Code::Ok);
+    let sent = &upstream.requests()[0];
+    assert!(sent.contains("authorization: Bearer s3cret\r\n"), "{sent}");
 }
