@@ -179,7 +179,10 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         Ok(tracing) => tracing,
         Err(problem) => return refuse(&[problem]),
     };
-    let log_level = telemetry::start_logs(logs.format, logs.filter);
+    let log_level = match telemetry::start_logs(logs.format, logs.filter) {
+        Ok(log_level) => log_level,
+        Err(error) => return exit_code(Err(error)),
+    };
     let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
     // This thread accepts connections; the gateway has others that serve them.
     let ended = run_on(runtime::Builder::new_current_thread(), async move {
@@ -201,7 +204,7 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
     if let Some(tracing) = tracing {
         tracing.stop();
     }
-    telemetry::write_waiting_lines();
+    telemetry::write_last_lines();
     ended
 }
 

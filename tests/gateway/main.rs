@@ -17,6 +17,7 @@ mod fault_suite;
 mod grpc_web;
 mod inbound_tls;
 mod layers;
+mod logs;
 mod metadata;
 mod retries;
 mod server;
