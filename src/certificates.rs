@@ -193,7 +193,8 @@ fn time(value: AnyRef<'_>) -> der::Result<i64> {
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// A name in its certificate: the first that is on the list, or the first.
+    /// The name in its certificate that is on the list, or the first. Where several
+    /// are, all of them.
     pub identity: Option<Arc<str>>,
     /// Whether it may call.
     pub allowed: bool,
@@ -201,24 +202,47 @@ pub struct Peer {
 
 impl Peer {
     /// Who has shown a certificate, which has been verified, or none.
+    ///
+    /// An authority that may only name one domain can still issue any URI, so an
+    /// entry of the list is compared with names of its own kind alone. A certificate
+    /// with several of the list is nobody's in particular, and so is one for SPIFFE
+    /// with another URI (X.509-SVID, section 2: exactly one).
     pub fn of(certificate: Option<&CertificateDer<'_>>, allowed: &[String]) -> Self {
-        let names = certificate.map(names).unwrap_or_default();
-        let listed = names.iter().find(|name| allowed.contains(name));
+        let certificate = certificate.and_then(|shown| EndEntityCert::try_from(shown).ok());
+        let certificate = certificate.as_ref();
+        let uris: Vec<&str> = certificate.map_or_else(Vec::new, |c| c.valid_uri_names().collect());
+        let dns: Vec<&str> = certificate.map_or_else(Vec::new, |c| c.valid_dns_names().collect());
+        let is_spiffe = uris.iter().any(|uri| uri.starts_with("spiffe://"));
+        let listed = allowed.iter().map(String::as_str).filter(|entry| {
+            let same_kind = if is_uri(entry) { &uris } else { &dns };
+            same_kind.contains(entry)
+        });
+        let mut names: Vec<&str> = listed.collect();
+        let allowed = allowed.is_empty() || (names.len() == 1 && !(is_spiffe && uris.len() > 1));
+        if names.is_empty() {
+            names.extend(uris.iter().chain(&dns).next());
+        }
         Peer {
-            identity: listed.or(names.first()).map(|name| name.as_str().into()),
-            allowed: allowed.is_empty() || listed.is_some(),
+            identity: (!names.is_empty()).then(|| shown(&names.join(" and ")).into()),
+            allowed,
         }
     }
 }
 
-/// The URIs and DNS names among the subject alternative names.
-fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok(certificate) = EndEntityCert::try_from(certificate) else {
-        return Vec::new();
-    };
-    let uris = certificate.valid_uri_names();
-    let names = uris.chain(certificate.valid_dns_names());
-    names.map(str::to_owned).collect()
+/// Whether an entry of the list is a URI, and not a DNS name.
+pub fn is_uri(entry: &str) -> bool {
+    entry.contains(':')
+}
+
+/// A name as it may stand in a log: whoever issues certificates chose it.
+fn shown(name: &str) -> String {
+    const LONGEST: usize = 256;
+    let mut name = name.replace(|c: char| c.is_control() || c.is_whitespace(), " ");
+    if name.len() > LONGEST {
+        name.truncate(name.floor_char_boundary(LONGEST));
+        name.push('…');
+    }
+    name
 }
 
 #[cfg(test)]
@@ -299,18 +323,37 @@ mod tests {
 
     #[test]
     fn a_peer_is_who_its_certificate_names() {
+        const BOTH: &str = "b.example and spiffe://td/ns/a/sa/b";
         let shown = certificate(&["a.example", "spiffe://td/ns/a/sa/b", "b.example"], 2031);
         for (allowed, identity, may) in [
             (&[][..], "spiffe://td/ns/a/sa/b", true),
             (&["b.example"], "b.example", true),
             (&["spiffe://td/ns/a/sa"], "spiffe://td/ns/a/sa/b", false),
             (&["example", "B.example"], "spiffe://td/ns/a/sa/b", false),
+            (&["b.example", "spiffe://td/ns/a/sa/b"], BOTH, false),
         ] {
             let allowed: Vec<_> = allowed.iter().map(|name| name.to_string()).collect();
             let peer = Peer::of(Some(&shown), &allowed);
             assert_eq!(peer.identity.as_deref(), Some(identity), "{allowed:?}");
             assert_eq!(peer.allowed, may, "{allowed:?}");
         }
+        // Each kind in the other's clothes.
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![
+            SanType::URI("a.example".try_into().unwrap()),
+            SanType::DnsName("spiffe://td/a".try_into().unwrap()),
+        ];
+        let key = KeyPair::generate().unwrap();
+        let disguised = params.self_signed(&key).unwrap();
+        for allowed in ["a.example", "spiffe://td/a"] {
+            let peer = Peer::of(Some(disguised.der()), &[allowed.to_owned()]);
+            assert!(!peer.allowed, "{allowed}");
+        }
+        let two = certificate(&["spiffe://td/a", "spiffe://td/b"], 2031);
+        assert!(!Peer::of(Some(&two), &["spiffe://td/a".to_owned()]).allowed);
+        let odd = certificate(&[&format!("x://\n{}", "y".repeat(10_000))], 2031);
+        let identity = Peer::of(Some(&odd), &[]).identity.unwrap();
+        assert!(identity.len() < 300 && !identity.contains('\n'));
         for nameless in [None, Some(&certificate(&[], 2031))] {
             let peer = Peer::of(nameless, &["a".to_owned()]);
             assert!(peer.identity.is_none() && !peer.allowed);

@@ -1,6 +1,8 @@
 //! What the operator says, typed and checked. All problems are told at once.
 
-use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeSet, fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,
+};
 
 use clap::Args;
 use http::{HeaderName, HeaderValue};
@@ -57,7 +59,8 @@ pub struct Settings {
     pub tls_client_ca_file: Option<String>,
 
     /// The clients that may call: URIs or DNS names in their certificates (subject alternative
-    /// names), separated by commas, like `spiffe://cluster.local/ns/a/sa/b`. All by default.
+    /// names), separated by commas, like `spiffe://cluster.local/ns/a/sa/b`. A certificate must
+    /// hold one of them, and one alone. All by default.
     #[arg(long, value_name = "NAMES", default_value = "")]
     pub tls_allowed_clients: String,
 
@@ -392,9 +395,10 @@ impl Settings {
 
     fn tls(&self, check: &mut Check) -> Option<TlsOptions> {
         let client_ca = self.tls_client_ca_file.as_deref();
-        let allowed = list(&self.tls_allowed_clients)
+        let allowed: BTreeSet<_> = list(&self.tls_allowed_clients)
             .filter_map(|name| check.read("tls-allowed-clients", name, client_name))
             .collect();
+        let allowed = allowed.into_iter().collect();
         if !self.tls_allowed_clients.is_empty() && list(&self.tls_allowed_clients).count() == 0 {
             let nobody = "--tls-allowed-clients names nobody".to_owned();
             check.problems.push(nobody); // an empty list would let all in
@@ -489,7 +493,7 @@ impl Settings {
 
 /// Refuses what no certificate can hold, and wildcards, which would not be one.
 fn client_name(name: &str) -> Result<String, String> {
-    match name.contains(':') || DnsName::try_from(name).is_ok() {
+    match certificates::is_uri(name) || DnsName::try_from(name).is_ok() {
         true => Ok(name.to_owned()),
         false => Err(format!("has {name:?}: neither a URI nor a DNS name")),
     }

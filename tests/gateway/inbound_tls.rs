@@ -7,7 +7,7 @@ use std::{
 };
 
 use aep_batch_gateway::simulator::Simulator;
-use rcgen::date_time_ymd;
+use rcgen::{SanType, date_time_ymd};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -215,6 +215,8 @@ async fn only_clients_on_the_list_may_call() {
         &["spiffe://cluster.local/ns/a/sa/bb"][..],
         &["spiffe://cluster.local/ns/a/sa"],
         &["x.client.example", "spiffe://cluster.local/ns/A/sa/b"],
+        &["client.example", LISTED],
+        &[LISTED, "spiffe://cluster.local/ns/a/sa/c"],
         &[],
     ] {
         let unlisted = ca.client(Some(&ca.issue(names)));
@@ -229,7 +231,16 @@ async fn only_clients_on_the_list_may_call() {
         let answer = client.call(health, &[], &[0; 5]).await.unwrap();
         assert_eq!(answer.code(), Code::PermissionDenied, "{names:?}");
     }
-    gateway.counts(REFUSED, "4").await;
+    // DNS names in the clothes of URIs, and the reverse.
+    for name in [
+        SanType::URI("client.example".try_into().unwrap()),
+        SanType::DnsName(LISTED.try_into().unwrap()),
+    ] {
+        let disguised = ca.issue_with(&[], |params| params.subject_alt_names = vec![name.clone()]);
+        let answer = create(&gateway, ca.client(Some(&disguised))).await.unwrap();
+        assert_eq!(answer.code(), Code::PermissionDenied, "{name:?}");
+    }
+    gateway.counts(REFUSED, "8").await;
     gateway.logs("spiffe://cluster.local/ns/a/sa/bb").await;
     assert_eq!(upstream.batches().len(), 2);
 }
