@@ -17,7 +17,7 @@ fn sources(room: &str) -> String {
 }
 
 /// From the top down; a room uses rooms that stand further right.
-const ROOMS: [&str; 18] = [
+const ROOMS: &[&str] = &[
     "cli",
     "simulator",
     "server",
@@ -35,6 +35,7 @@ const ROOMS: [&str; 18] = [
     "deadline",
     "early_headers",
     "credentials",
+    "proxies",
     "outcome",
 ];
 

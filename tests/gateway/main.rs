@@ -18,6 +18,7 @@ mod fault_suite;
 mod grpc_web;
 mod inbound_tls;
 mod layers;
+mod logs;
 mod metadata;
 mod odd_answers;
 mod proof;
