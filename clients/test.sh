@@ -98,6 +98,10 @@ install_java() {
     once java java/pom.xml "$proto" "${sources[@]}" -- mvn --quiet --batch-mode --file java/pom.xml package
 }
 
+install_cpp() {
+    make --jobs=2 --directory=cpp build/create-batch build/interop
+}
+
 install_ruby() {
     local generate=(protoc --plugin=protoc-gen-grpc="$(command -v grpc_ruby_plugin)"
         --ruby_out=ruby/lib --grpc_out=ruby/lib)

@@ -71,6 +71,10 @@ LANGUAGES = {
         ),
         service_config="src/main/resources/service-config.json",
     ),
+    "cpp": Language(
+        interop=["build/interop"],
+        example=["build/create-batch"],
+    ),
     "ruby": Language(
         interop=["ruby", "interop.rb"],
         example=["ruby", "create_batch.rb"],
