@@ -111,6 +111,11 @@ install_ruby() {
         grpc/reflection/v1/reflection.proto grpc/reflection/v1alpha/reflection.proto
 }
 
+install_rust() {
+    cargo build --quiet --locked --manifest-path rust/Cargo.toml --target-dir "$tools/rust" \
+        --bins --example interop
+}
+
 install_grpcurl() {
     GOBIN=$tools/bin go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL"
 }

@@ -7,7 +7,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["../../proto"])?;
     compiler.include_imports(true);
     compiler.open_file("aep/ingestion/v1/batch_service.proto")?;
-    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(compiler.file_descriptor_set())?;
 
     compiler.open_files(["google/rpc/status.proto", "google/rpc/error_details.proto"])?;
     let file = Path::new(&env::var("OUT_DIR")?).join("descriptors.bin");

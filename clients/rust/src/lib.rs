@@ -14,7 +14,10 @@ const TRIES: u32 = 3;
 
 /// Makes a call with a deadline, and again if it is certain that nothing was created. tonic has no
 /// retries of its own and knows no service config.
-pub async fn retrying<T, F>(time: Duration, mut call: impl FnMut(Duration) -> F) -> Result<T, Status>
+pub async fn retrying<T, F>(
+    time: Duration,
+    mut call: impl FnMut(Duration) -> F,
+) -> Result<T, Status>
 where
     F: Future<Output = Result<T, Status>>,
 {
@@ -27,7 +30,9 @@ where
             break;
         };
         let Err(error) = answer else { return answer };
-        let asked = error.get_details_retry_info().and_then(|info| info.retry_delay);
+        let asked = error
+            .get_details_retry_info()
+            .and_then(|info| info.retry_delay);
         pause = pause.max(asked.unwrap_or_default());
         let again = error.code() == Code::Unavailable && outcome(&error) == "NOT_CREATED";
         if !again || tries_left == 0 || Instant::now() + pause >= deadline {

@@ -13,14 +13,22 @@ use tonic_types::StatusExt;
 async fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
     let address = arguments.next().unwrap_or("127.0.0.1:50051".to_owned());
-    let dataset_id = arguments.next().unwrap_or("5c8c3c555033b814b69f947f".to_owned());
+    let dataset_id = arguments
+        .next()
+        .unwrap_or("5c8c3c555033b814b69f947f".to_owned());
 
-    let mut message = Request::new(CreateBatchRequest { dataset_id, ..Default::default() });
+    let mut message = Request::new(CreateBatchRequest {
+        dataset_id,
+        ..Default::default()
+    });
     let token = format!("Bearer {}", environment("AEP_TOKEN", "demo"));
     for (name, value) in [
         ("authorization", token),
         ("x-api-key", environment("AEP_API_KEY", "demo")),
-        ("x-gw-ims-org-id", environment("AEP_ORG_ID", "demo@AdobeOrg")),
+        (
+            "x-gw-ims-org-id",
+            environment("AEP_ORG_ID", "demo@AdobeOrg"),
+        ),
         ("x-sandbox-name", environment("AEP_SANDBOX", "prod")),
     ] {
         message.metadata_mut().insert(name, value.parse()?);
@@ -52,19 +60,31 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
 /// Says what failed, whether a batch exists, and what to do.
 fn explain(error: &Status) {
     let (code, outcome) = (code_name(error.code()), outcome(error));
-    let reason = error.get_details_error_info().map_or(String::new(), |info| info.reason);
+    let reason = error
+        .get_details_error_info()
+        .map_or(String::new(), |info| info.reason);
     eprintln!("{code} {reason} {outcome}: {}", error.message());
-    for violation in error.get_details_bad_request().into_iter().flat_map(|bad| bad.field_violations) {
+    for violation in error
+        .get_details_bad_request()
+        .into_iter()
+        .flat_map(|bad| bad.field_violations)
+    {
         eprintln!("  {}: {}", violation.field, violation.description);
     }
-    if let Some(delay) = error.get_details_retry_info().and_then(|info| info.retry_delay) {
+    if let Some(delay) = error
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay)
+    {
         eprintln!("  try again in {}s", delay.as_secs_f64());
     }
-    eprintln!("{}", match outcome.as_str() {
-        "NOT_CREATED" => "Nothing was created: the call may be repeated.",
-        "CREATED" => "The batch exists: do not create it again.",
-        _ => "A batch may exist: look for it before you repeat the call.",
-    });
+    eprintln!(
+        "{}",
+        match outcome.as_str() {
+            "NOT_CREATED" => "Nothing was created: the call may be repeated.",
+            "CREATED" => "The batch exists: do not create it again.",
+            _ => "A batch may exist: look for it before you repeat the call.",
+        }
+    );
 }
 
 fn environment(name: &str, fallback: &str) -> String {
