@@ -82,7 +82,10 @@ async def per_try_timeout(stand, timeout, external_ids, must_hold):
     stand.serve(request_timeout=REQUEST_TIMEOUT)
     retry_on = EVERYTHING["retry_on"] + ",gateway-error"
     times = {"num_retries": 2, "per_try_timeout": f"{timeout}s"}
-    stand.envoy({"retry_on": retry_on, **times}, router={"suppress_envoy_headers": True})
+    stand.envoy(
+        {"retry_on": retry_on, **times}, router={"suppress_envoy_headers": True},
+        route=envoy_config.UNTOLD,
+    )
     load = Load(stand.address, external_ids)
     for _ in range(50):
         load.call()

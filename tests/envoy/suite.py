@@ -15,12 +15,13 @@ import checks
 import deadlines
 import faults
 import propagation
+import sidecars
 import tls
 import web
 from processes import ENVOY, Failed, Stand
 
 LONGEST = 180
-MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults]
+MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults, sidecars]
 
 
 def chosen(wanted):
