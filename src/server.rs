@@ -8,6 +8,7 @@ mod observed;
 mod tls;
 mod web;
 mod workers;
+mod writes;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -29,6 +29,11 @@ pub const DOMAIN: &str = "aep-batch-gateway";
 /// Carries the outcome in plain metadata.
 pub const OUTCOME: HeaderName = HeaderName::from_static("aep-batch-outcome");
 
+/// On failures that may be sent again without harm, and on no others: what a
+/// mesh can be told to retry (Envoy's `retriable-headers`). Not the code, which
+/// sidecars use too when they lose a call.
+const RETRY: HeaderName = HeaderName::from_static("aep-batch-retry");
+
 /// Tells gRPC clients when to try again (gRFC A6).
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -325,10 +330,10 @@ pub fn unknown_service() -> Status {
     reason = "the one place that makes a Status"
 )]
 fn build(row: &Row, sentence: &str, details: ErrorDetails, mut metadata: HeaderMap) -> Status {
-    metadata.insert(
-        OUTCOME,
-        http::HeaderValue::from_static(row.outcome.as_str()),
-    );
+    metadata.insert(OUTCOME, HeaderValue::from_static(row.outcome.as_str()));
+    if row.code == Code::Unavailable {
+        metadata.insert(RETRY, HeaderValue::from_static("safe"));
+    }
     Status::with_error_details_and_metadata(
         row.code,
         cut(sentence, 600),

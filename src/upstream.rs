@@ -29,6 +29,7 @@ use tower::{Service, layer::layer_fn};
 pub use self::handover::{Handover, Sending};
 use self::{quote::Quote, response::Response};
 use crate::{
+    early_headers::EarlyHeaders,
     mapping::NoBatch,
     outcome::{Failure, NeverSent},
     proto::v1::Batch,
@@ -144,12 +145,13 @@ impl Upstream {
     /// `POST /batches` (Batch Ingestion API reference, "Create a new batch").
     ///
     /// `headers` are the call's own; `handover` tells, now and to whoever else
-    /// holds it, whether the request may have been sent.
+    /// holds it, whether the request may have been sent. `first` leaves before.
     pub async fn create_batch(
         &self,
         headers: &HeaderMap,
         body: Bytes,
         handover: &Handover,
+        first: Option<&EarlyHeaders>,
         record: &Arc<CallRecord>,
     ) -> Result<Arc<Batch>, Failure> {
         let mut observed = record.request(RestCall::Create, self.batches.host_str());
@@ -157,7 +159,7 @@ impl Upstream {
             let mut request = request(Method::POST, self.batches.clone(), headers);
             let json = HeaderValue::from_static("application/json");
             request.headers_mut().insert(header::CONTENT_TYPE, json);
-            *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
+            *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body, first)));
             self.send(request, self.longest, &mut observed)
         };
         let result = match sent.await {

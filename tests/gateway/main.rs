@@ -12,6 +12,7 @@ mod deadlines;
 mod documentation;
 mod documented_example;
 mod drain;
+mod early_headers;
 mod exactly_once;
 mod fault_suite;
 mod grpc_web;
