@@ -97,7 +97,7 @@ MISSPELT = [
     ("istio", "retryOn:", "retryWhen:"),
     ("istio", "mode: STRICT", "mode: STRONG"),
     ("gateway-api", "gatewayClassName:", "className:"),
-    ("linkerd", "retry.linkerd.io/limit: \"2\"", "retry.linkerd.io/limit: 2"),
+    ("linkerd", "timeout.linkerd.io/request: 75s", "timeout.linkerd.io/request: 75"),
     ("linkerd", "identities:", "identity:"),
     ("linkerd", "backendRefs:", "backendReference:"),
 ]  # fmt: skip
