@@ -41,16 +41,22 @@ def check_chart():
 def check_older_helms(rendered):
     """Each has another version of what reads the schema: 3.21.4 and 4.2.4 take `1` and `"1"` in an
     enum for the same value twice, and then refuse the chart."""
+    # Built without its makefile, Helm 3 takes itself for one of Kubernetes 1.20.
+    kubernetes = "--kube-version", KUBERNETES[-1]
     for program in OLDER_HELMS:
         found = []
         for r in rendered:
-            code, out, err = helm(["lint", "--strict"], r.values, program=program)
+            code, out, err = helm(["lint", "--strict"], r.values, *kubernetes, program=program)
             found += [f"{r.name}: {out} {err}"] if code else []
-            code, out, err = template(r.values, *r.flags, program=program)
+            code, out, err = template(r.values, *kubernetes, *r.flags, program=program)
             if code or [d for d in yaml.safe_load_all(out) if d] != r.documents:
                 found.append(f"{r.name}: {err or 'another rendering'}")
         check(f"{program.name} renders the same ({len(rendered)} renderings)", found)
-        found = [values for values, _ in BAD_VALUES if template(values, program=program)[0] == 0]
+        found = []
+        for values, message in BAD_VALUES:
+            code, _, err = template(values, *kubernetes, program=program)
+            if code == 0 or message not in err:
+                found.append(f"{json.dumps(values)}: not {message!r}, but exit {code}: {err}")
         check(f"{program.name} refuses what is wrong ({len(BAD_VALUES)} sets of values)", found)
 
 

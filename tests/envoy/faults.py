@@ -64,7 +64,8 @@ async def random_faults(stand, policy, external_ids):
     calls = await load.ended(stand, AFTERWARDS)
     retries = table(stand, calls)
     check_calls(calls)
-    check("Envoy did retry", retries > 0)
+    if external_ids:  # else what was sent has its headers, and cannot be retried
+        check("Envoy did retry", retries > 0)
     patient = [c for c in calls if c.number % 5 != 4]
     found = [c for c in patient if not c.outcome]
     check("every patient caller was told the outcome", not found, *found)

@@ -18,10 +18,11 @@ import propagation
 import sidecars
 import tls
 import web
+import xds
 from processes import ENVOY, Failed, Stand
 
 LONGEST = 180
-MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults, sidecars]
+MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults, sidecars, xds]
 
 
 def chosen(wanted):

@@ -1,12 +1,14 @@
 // Makes calls with grpc-go for a program in another language: client TARGET
-// One call is a line of JSON on standard input, and its end one on standard output. The messages
-// are bytes, so that no code need be generated.
+// After a first line, which says that it has a connection, one call is a line of JSON on standard
+// input, and its end one on standard output. The messages are bytes, so that no code need be
+// generated.
 package main
 
 import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"log"
 	"os"
 	"sync"
@@ -58,6 +60,7 @@ func main() {
 		connection.WaitForStateChange(context.Background(), state)
 	}
 
+	fmt.Println("connected")
 	var output sync.Mutex
 	encoder := json.NewEncoder(os.Stdout)
 	lines := bufio.NewScanner(os.Stdin)
