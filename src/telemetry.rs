@@ -9,6 +9,7 @@ mod logs;
 mod metrics;
 mod process;
 mod rest;
+mod throttle;
 mod trace;
 
 use std::{fmt::Write, ops::Range, sync::Arc, time::Duration};
@@ -23,6 +24,7 @@ pub use self::{
     logs::{LogFormat, LogLevel, start_logs, write_waiting_lines},
     metrics::Method,
     rest::{RestCall, RestRequest},
+    throttle::Throttle,
     trace::Tracing,
 };
 use crate::{outcome::Failure, proto::v1::Batch};
