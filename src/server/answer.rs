@@ -21,6 +21,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
+use http_body_util::Full;
 use tonic::{Code, Status, body::Body};
 
 use crate::{credentials::REQUEST_ID, outcome::Outcome, status, telemetry::CallRecord};
@@ -45,10 +46,12 @@ pub(super) fn with_trailers(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// An answer that is no gRPC: HTTP itself tells all.
-pub(super) fn refuse(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+/// An answer that is no gRPC, for who does not speak it: a sentence.
+pub(super) fn refuse(status: StatusCode, sentence: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::from(sentence)));
     *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 

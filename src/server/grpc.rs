@@ -7,18 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, codec::CompressionEncoding, server::NamedService};
-use tonic_health::{
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
+use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     answer,
+    health::Health,
     observed::{Received, Sent},
     web::Web,
 };
@@ -60,12 +58,13 @@ impl GrpcServices {
         with_reflection: bool,
         web: Option<Arc<Web>>,
         draining: CancellationToken,
+        ending: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let telemetry = gateway.telemetry.clone();
         let batches = BatchServiceServer::new(gateway)
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(LARGEST_MESSAGE);
-        let health = HealthServer::new(HealthService::from_health_reporter(health));
+        let health = HealthServer::new(Health::new(health, ending));
         let mut others = vec![other(health)];
         if with_reflection {
             others.push(other(reflection().build_v1()?));
@@ -89,10 +88,17 @@ impl GrpcServices {
     /// Takes a request to pieces now, so that only little waits until it is answered.
     fn answer(&self, peer: &Peer, request: Request<Body>) -> Answer {
         if request.method() != Method::POST {
-            return at_once(answer::refuse(StatusCode::METHOD_NOT_ALLOWED));
+            return at_once(answer::refuse(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "This is a gRPC server: every call is a POST.\n",
+            ));
         }
         if !is_grpc(&request) {
-            return at_once(answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+            return at_once(answer::refuse(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "This is a gRPC server: the content type must be application/grpc or \
+                 application/grpc+proto. gRPC-Web needs --grpc-web.\n",
+            ));
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
@@ -172,6 +178,11 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
                         .await
                 })
             }
+            None if request.version() != Version::HTTP_2 => at_once(answer::refuse(
+                StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                "This is a gRPC server: it speaks HTTP/2, without TLS by prior knowledge. \
+                 gRPC-Web over HTTP/1.1 needs --grpc-web.\n",
+            )),
             None => services.answer(peer, request),
         };
         Box::pin(async move {
@@ -206,11 +217,18 @@ where
     (S::NAME, BoxCloneSyncService::new(service))
 }
 
-/// tonic itself takes any content type, which would let a web page make calls.
+/// tonic itself takes any content type, which would let a web page make calls, and would
+/// take another message format for protobuf.
 fn is_grpc(request: &Request<Body>) -> bool {
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    let kind = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
-    matches!(kind, Some([] | [b'+' | b';', ..]))
+    is_one_of(request, &["application/grpc", "application/grpc+proto"])
+}
+
+/// Whether a request's content type is one of these, with or without parameters.
+pub(super) fn is_one_of(request: &Request<Body>, kinds: &[&str]) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kinds.iter().any(|known| kind.eq_ignore_ascii_case(known))
 }
 
 /// `/package.Service/Method` → service and method.

@@ -432,7 +432,13 @@ async fn it_is_off_unless_it_is_switched_on() {
     }
     assert_eq!(preflight(&http2(), &gateway, PAGE).await.status(), 405);
     let url = format!("http://{}{CREATE}", gateway.listen);
-    http1().post(url).send().await.expect_err("no HTTP/1.1");
+    let answer = http1().post(url).send().await.unwrap();
+    assert_eq!(answer.status(), 505);
+    let told = answer.text().await.unwrap();
+    assert!(
+        told.contains("HTTP/2") && told.contains("--grpc-web"),
+        "{told}"
+    );
     assert!(upstream.received().is_empty());
 }
 
@@ -447,6 +453,7 @@ async fn http1_is_for_grpc_web_alone() {
     ] {
         let answer = send(&http1(), &gateway, kind, &request(), &[]).await;
         assert_eq!(answer.status(), 415, "{kind}");
+        assert!(answer.text().await.unwrap().contains("gRPC-Web"), "{kind}");
     }
     let url = format!("http://{}{CREATE}", gateway.listen);
     let answer = http1().get(&url).send().await.unwrap();
