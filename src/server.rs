@@ -2,6 +2,7 @@
 
 mod admin;
 mod answer;
+mod arrival;
 mod authority;
 mod grpc;
 mod health;
@@ -19,6 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
     admin::Admin,
+    arrival::Bounds,
     grpc::GrpcServices,
     listener::{Limits, Listener, Server, Stop},
     tls::Tls,
@@ -122,6 +124,7 @@ pub async fn start(
     let stop = Stop::default();
     let upstream_tls = upstream::tls(&config.upstream).map_err(StartError::Trust)?;
     // A worker has a client of its own: a connection to the API lives on one thread too.
+    let bounds = Bounds::new(config.max_in_flight, config.max_connections);
     let services = || {
         let (options, tls) = (config.upstream.clone(), upstream_tls.clone());
         let upstream = Upstream::new(options, tls, telemetry.clone());
@@ -134,8 +137,14 @@ pub async fn start(
         };
         let (health, web) = (health.clone(), web.clone());
         let (draining, ending) = (not_ready.clone(), stop.drain.clone());
-        GrpcServices::new(gateway, health, config.reflection, web, draining, ending)
-            .map_err(StartError::Reflection)
+        let options = grpc::Options {
+            with_reflection: config.reflection,
+            web,
+            bounds: bounds.clone(),
+            draining,
+            ending,
+        };
+        GrpcServices::new(gateway, health, options).map_err(StartError::Reflection)
     };
     let workers = workers::start().map_err(StartError::Threads)?;
     let workers: Vec<_> = workers

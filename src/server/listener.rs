@@ -345,7 +345,7 @@ fn http_server() -> auto::Builder<TokioExecutor> {
         .keep_alive_timeout(Duration::from_secs(10));
     http.http1()
         .timer(TokioTimer::new())
-        .max_buf_size(32 * 1024)
+        .max_buf_size(20 * 1024)
         .header_read_timeout(OPENING)
         // One call each: browsers send a POST again by themselves when a connection breaks that
         // has served them before.

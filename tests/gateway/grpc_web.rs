@@ -278,7 +278,7 @@ async fn what_is_too_large_or_no_message_is_refused() {
     let mut promised = frame(&request());
     promised[1] = 0xff; // a length of 4 GB
     let text = |bytes: &[u8]| BASE64_STANDARD.encode(bytes).into_bytes();
-    let (too_large, bad) = ("MESSAGE_TOO_LARGE", "INVALID_REQUEST");
+    let (too_large, bad) = ("MESSAGE_TOO_LARGE", "INVALID_FRAMING");
     let url = format!("http://{}", gateway.listen);
     for client in [http1(), http2()] {
         for (kind, body, reason) in [
