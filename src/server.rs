@@ -11,6 +11,7 @@ mod observed;
 mod tls;
 mod web;
 mod workers;
+mod writes;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -132,6 +133,7 @@ pub async fn start(
         let gateway = Gateway {
             credentials: config.credentials.clone(),
             creator: Arc::new(Creator::new(upstream, shared.clone())),
+            generate_external_ids: config.generate_external_ids,
             flights: flights.clone(),
             telemetry: telemetry.clone(),
         };

@@ -24,11 +24,12 @@ use super::{
     health::Health,
     observed::Sent,
     web::Web,
+    writes::Writes,
 };
 use crate::{
     certificates::Peer,
     credentials::{self, Credentials},
-    flights::Commit,
+    early_headers::EarlyHeaders,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
     status,
@@ -97,12 +98,17 @@ impl GrpcServices {
     }
 
     /// The services for one connection.
-    pub(super) fn for_peer(self: Arc<Self>, peer: Peer) -> ServicesForPeer {
-        ServicesForPeer(Arc::new((self, peer)))
+    pub(super) fn for_connection(
+        self: Arc<Self>,
+        peer: Peer,
+        writes: Arc<Writes>,
+    ) -> ServicesForConnection {
+        ServicesForConnection(Arc::new((self, Connection { peer, writes })))
     }
 
     /// Takes a request to pieces now, so that only little waits until it is answered.
-    fn answer(&self, peer: &Peer, request: Request<Body>) -> Answer {
+    fn answer(&self, connection: &Connection, request: Request<Body>) -> Answer {
+        let peer = &connection.peer;
         if request.method() != Method::POST {
             return at_once(answer::refuse(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -120,7 +126,7 @@ impl GrpcServices {
         if service == Batches::NAME {
             let (method, client) = (telemetry::Method::of(method), peer.identity.clone());
             let call = self.telemetry.call(method, request.headers(), client);
-            return self.answer_batch_call(peer, request, method, call);
+            return self.answer_batch_call(connection, request, method, call);
         }
         if !peer.allowed {
             let identity = peer.identity.as_deref();
@@ -134,11 +140,12 @@ impl GrpcServices {
 
     fn answer_batch_call(
         &self,
-        peer: &Peer,
+        connection: &Connection,
         request: Request<Body>,
         method: telemetry::Method,
         call: Call,
     ) -> Answer {
+        let peer = &connection.peer;
         let record = call.record().clone();
         if !peer.allowed {
             record.refused(&status::CLIENT_NOT_ALLOWED);
@@ -154,9 +161,9 @@ impl GrpcServices {
                 return at_once(sent(refusal, Some(call), None));
             }
         };
-        let commit = Commit::default();
+        let (early_headers, writes) = (EarlyHeaders::default(), connection.writes.clone());
         head.extensions.insert(record.clone());
-        head.extensions.insert(commit.clone());
+        head.extensions.insert(early_headers.clone());
         let (mut batches, credentials) = (self.batches.clone(), self.credentials.clone());
         // If not, tonic says why, and needs no message for that.
         let has_message =
@@ -181,7 +188,13 @@ impl GrpcServices {
             let response = tokio::select! {
                 biased;
                 Ok(response) = &mut answering => answer::shape(response, &record),
-                () = commit.committed() => answer::begin(answering, record),
+                () = early_headers.requested() => {
+                    let written = async move {
+                        writes.all_left().await;
+                        early_headers.set_written();
+                    };
+                    answer::begin(answering, Box::pin(written), record)
+                }
             };
             sent(response, Some(call), Some(open))
         })
@@ -232,24 +245,31 @@ fn at_once(response: Response<Body>) -> Answer {
     Box::pin(ready(response))
 }
 
-/// [`GrpcServices`] for who is at the other end of a connection.
-pub(super) struct ServicesForPeer(Arc<(Arc<GrpcServices>, Peer)>);
+/// What the calls of a connection have in common.
+struct Connection {
+    /// Who is at its other end.
+    peer: Peer,
+    writes: Arc<Writes>,
+}
 
-impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
+/// [`GrpcServices`] for one connection.
+pub(super) struct ServicesForConnection(Arc<(Arc<GrpcServices>, Connection)>);
+
+impl hyper::service::Service<Request<Incoming>> for ServicesForConnection {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let for_peer = self.0.clone();
-        let (services, peer) = &*self.0;
+        let for_connection = self.0.clone();
+        let (services, connection) = &*self.0;
         let request = request.map(Body::new);
         let answering = match services.options.web.clone() {
             Some(web) => {
-                let for_peer = for_peer.clone();
+                let for_connection = for_connection.clone();
                 Box::pin(async move {
-                    let (services, peer) = &*for_peer;
-                    web.answer(request, |call| services.answer(peer, call))
+                    let (services, connection) = &*for_connection;
+                    web.answer(request, |call| services.answer(connection, call))
                         .await
                 })
             }
@@ -258,11 +278,11 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
                 "This is a gRPC server: it speaks HTTP/2, without TLS by prior knowledge. \
                  gRPC-Web over HTTP/1.1 needs --grpc-web.\n",
             )),
-            None => services.answer(peer, request),
+            None => services.answer(connection, request),
         };
         Box::pin(async move {
             let mut response = answering.await;
-            if for_peer.0.options.draining.is_cancelled() {
+            if for_connection.0.options.draining.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
@@ -274,8 +294,6 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-        // With it grpcurl shows the details of errors in plain text.
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 

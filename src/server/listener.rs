@@ -31,9 +31,10 @@ use tracing::field::display;
 
 use super::{
     authority::{Authorities, Refused},
-    grpc::{GrpcServices, ServicesForPeer},
+    grpc::GrpcServices,
     tls::Tls,
     workers::Worker,
+    writes::Writes,
 };
 use crate::{
     certificates::Peer,
@@ -199,9 +200,8 @@ impl Server {
         if self.tls.is_some() {
             connections.spawn(server.serve_tls(stream, from, services, until_it_ends));
         } else {
-            let services = services.for_peer(Peer::of(None, &[]));
-            let stream = Stream::Left(stream);
-            connections.spawn(server.serve(stream, from, services, until_it_ends));
+            let (stream, peer) = (Stream::Left(stream), Peer::of(None, &[]));
+            connections.spawn(server.serve(stream, from, services, peer, until_it_ends));
         }
         Ok(())
     }
@@ -233,8 +233,9 @@ impl Server {
                     );
                 }
                 let (server, stream) = (self.clone(), Stream::Right(Box::new(stream)));
-                let services = services.for_peer(peer);
-                server.serve(stream, from, services, until_it_ends).await;
+                server
+                    .serve(stream, from, services, peer, until_it_ends)
+                    .await;
             }
             Err(error) => match error.kind() {
                 // A probe of the port.
@@ -255,13 +256,16 @@ impl Server {
         self: Arc<Self>,
         stream: Stream,
         from: Option<SocketAddr>,
-        services: ServicesForPeer,
+        services: Arc<GrpcServices>,
+        peer: Peer,
         until_it_ends: impl Send + 'static,
     ) -> impl Future<Output = ()> + Send {
-        let received = Arc::new(AtomicUsize::new(0));
+        let (received, writes) = (Arc::new(AtomicUsize::new(0)), Arc::new(Writes::default()));
+        let services = services.for_connection(peer, writes.clone());
         let stream = Watched {
             stream,
             received: received.clone(),
+            writes,
             refused: Refused::default(),
             authorities: from.is_none().then(Box::default),
         };
@@ -353,7 +357,8 @@ fn http_server() -> auto::Builder<TokioExecutor> {
     http
 }
 
-/// Counts what a connection has received, and looks at what h2 would say nothing of.
+/// Counts what a connection has received, tells when what it sends has left, and looks at
+/// what h2 would say nothing of.
 ///
 /// It offers no vectored writes, although it could: without them h2 puts an
 /// answer of up to 1 KiB into one write with its headers and trailers, which
@@ -361,6 +366,7 @@ fn http_server() -> auto::Builder<TokioExecutor> {
 struct Watched {
     stream: Stream,
     received: Arc<AtomicUsize>,
+    writes: Arc<Writes>,
     refused: Refused,
     /// On a Unix socket.
     authorities: Option<Box<Authorities>>,
@@ -389,6 +395,7 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.writes.written();
         let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
         if self.refused.is_in(&bytes[..sent]) {
             tell_refused();
@@ -397,7 +404,9 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.writes.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

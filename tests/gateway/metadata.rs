@@ -75,6 +75,7 @@ async fn nothing_else_is_passed_on_unless_it_is_configured() {
     };
     let usual = [
         "accept",
+        "accept-encoding",
         "authorization",
         "content-length",
         "content-type",
