@@ -5,6 +5,7 @@
 mod access;
 mod b3;
 mod call;
+mod log_queue;
 mod logs;
 mod metrics;
 mod process;
@@ -21,7 +22,8 @@ use prometheus_client::{encoding::text, registry::Registry};
 use self::metrics::{Metrics, ReasonLabel, ResultLabel};
 pub use self::{
     call::{Call, CallRecord},
-    logs::{LogFormat, LogLevel, start_logs, write_waiting_lines},
+    log_queue::{write_last_lines, write_waiting_lines},
+    logs::{LogFilter, LogFormat, LogLevel, start_logs},
     metrics::Method,
     rest::{RestCall, RestRequest},
     throttle::Throttle,

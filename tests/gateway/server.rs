@@ -276,9 +276,10 @@ async fn call_by_hand(mut stream: impl AsyncRead + AsyncWrite + Unpin, authority
             .read_exact(&mut vec![0; length as usize])
             .await
             .unwrap();
-        // The answer's HEADERS, or RST_STREAM.
-        if head[8] == 1 && [1, 3].contains(&head[3]) {
-            return head[3];
+        // The end of the answer, or RST_STREAM.
+        let [.., kind, flags, _, _, _, stream] = head;
+        if stream == 1 && (kind == 3 || kind == 1 && flags & 1 != 0) {
+            return kind;
         }
     }
 }
