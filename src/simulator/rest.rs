@@ -28,6 +28,9 @@ pub(super) const CATALOG: &str = "/data/foundation/catalog";
 /// Faults are ordered and the ledger is read here.
 const CONTROL: &str = "/_simulator";
 
+/// The tag by which a create orders a fault for itself.
+const FAULT_TAG: &str = "simulator/fault";
+
 const LARGEST_REQUEST: usize = 1024 * 1024;
 
 type Answer = Response<BoxBody<Bytes, io::Error>>;
@@ -183,9 +186,16 @@ async fn create(
         Ok(request) => request,
         Err(detail) => return Ok(problem(StatusCode::BAD_REQUEST, &detail)),
     };
-    let fault = {
-        let memory = &mut *state.memory();
-        memory.fault(&state.options, body)
+    let own = request
+        .get("tags")
+        .and_then(|tags| tags[FAULT_TAG][0].as_str());
+    let fault = match own.map(str::parse::<Fault>) {
+        Some(Ok(fault)) => Some(fault),
+        Some(Err(error)) => return Ok(problem(StatusCode::BAD_REQUEST, &error)),
+        None => {
+            let memory = &mut *state.memory();
+            memory.fault(&state.options, body)
+        }
     };
     let mut latency = state.options.latency;
     if let Some(Fault::Delay(delay)) = fault {
