@@ -21,6 +21,7 @@ ANSWERS = {
     "every-field": (201, samples.REST_ANSWER),
     "empty-tag": (201, {"id": "1", "tags": {"one": ["1"], "none": []}}),
     "long-error": (400, {"title": LONG, "detail": LONG, "report": LONG}),
+    "limited": (429, {"error_code": "429001", "message": "Too many requests"}, {"retry-after": "30"}),
     "busy": (503, {"error_code": "503000", "message": "busy"}, {"retry-after": "30"}),
 }
 
@@ -188,6 +189,8 @@ def play(report: Report, gateway: Gateway, api_gateway: Gateway, api: wire.Api, 
     with report.check("an error longer than metadata may be, and not in ASCII"):
         long_error(api_gateway, player)
 
+    with report.check("RESOURCE_EXHAUSTED: a call with a long deadline is not repeated"):
+        rate_limited(api_gateway, api, player)
     with report.check("UNAVAILABLE: an API that asks for more time than there is"):
         told = player.create({"datasetId": "busy"}, address=api_gateway.address, seconds=3)
         assert_failure(told, Failure("", "UNAVAILABLE", "API_UNAVAILABLE", retry="30s"))
@@ -314,6 +317,8 @@ def assert_failure(told: dict, failure: Failure) -> None:
     assert_equal(info["metadata"]["outcome"], failure.outcome, "outcome")
     assert_equal(every_metadata(told)["aep-batch-outcome"], failure.outcome, "aep-batch-outcome")
     assert_equal(told["message"], told["status"]["message"], "message")
+    twice = {"aep-batch-outcome", "x-request-id"} & {*told["headers"]} & {*told["trailers"]}
+    assert_equal(twice, set(), "told in headers and trailers")
     # What may be repeated comes as Trailers-Only, all else as headers that say "do not".
     assert_equal(bool(told["headers"]), failure.outcome != "NOT_CREATED", "has headers")
     violations = details.get("BadRequest", {}).get("fieldViolations", [])
@@ -392,6 +397,17 @@ def long_error(api_gateway: Gateway, player: Player) -> None:
     assert "Größe überschritten 🚫 100 %" in told["message"], told["message"]
     got = details_of(told)["ErrorInfo"]["metadata"]
     assert got["upstreamDetail"].startswith("Größe überschritten 🚫 100 % Größe"), short(got)
+
+
+def rate_limited(api_gateway: Gateway, api: wire.Api, player: Player) -> None:
+    """A pushback would order a retry, whatever the service config says (grpc-java)."""
+    calls, requests, begun = started(api_gateway), len(api.received), time.monotonic()
+    told = player.create({"datasetId": "limited"}, address=api_gateway.address, seconds=120)
+    took = time.monotonic() - begun
+    assert_failure(told, Failure("", "RESOURCE_EXHAUSTED", "API_RATE_LIMITED", retry="30s"))
+    assert_equal(started(api_gateway) - calls, 1, "calls")
+    assert_equal(len(api.received) - requests, 1, "requests to the API")
+    assert took < 15, f"after {took} s"
 
 
 def every_field(api_gateway: Gateway, api: wire.Api, player: Player) -> None:
