@@ -112,12 +112,7 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
             json_answer(StatusCode::OK, &json!({ "waiting": [] }))
         }
         ("GET", "/batches") => {
-            let memory = state.memory();
-            let batches = memory
-                .batches
-                .iter()
-                .map(|(_, batch)| batch.clone())
-                .collect();
+            let batches = state.memory().ledger.all().cloned().collect();
             json_answer(StatusCode::OK, &Value::Array(batches))
         }
         _ => problem(
@@ -232,7 +227,7 @@ async fn create(
 
     let batch = new_batch(headers, &request);
     let visible = Instant::now() + state.options.catalog_lag;
-    remember(&mut state.memory().batches, (visible, batch.clone()));
+    state.memory().ledger.add(visible, batch.clone());
     let id = batch["id"].as_str().unwrap_or_default();
     let mut answer = match fault {
         Some(Fault::Lost(status)) => return Ok(html(status)),
@@ -381,13 +376,12 @@ fn catalog(state: &State, method: &Method, path: &str, uri: &http::Uri) -> Answe
         Ok(query) => query,
         Err(detail) => return problem(StatusCode::BAD_REQUEST, &detail),
     };
-    let now = Instant::now();
     let mut memory = state.memory();
     if let Some(status) = memory.next_look_ups.pop_front() {
         return api_error(status);
     }
-    let visible = memory.batches.iter().filter(|(from, _)| *from <= now);
-    let found = query.answer(visible.map(|(_, batch)| batch));
+    let visible = memory.ledger.visible(query.external_id());
+    let found = query.answer(visible.into_iter());
     if ids.is_some() && found == "{}" {
         return problem(StatusCode::NOT_FOUND, "The batch is not found");
     }
