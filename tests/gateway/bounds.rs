@@ -309,7 +309,7 @@ async fn attacked_over_http2(metadata: &[(&str, &str)], body: &[u8]) -> u64 {
         "{told_so:?}"
     );
     assert_eq!(upstream.batches().len(), 64);
-    println!("peak {} KiB, {told_so:?}", peak(&gateway));
+    eprintln!("peak {} KiB, {told_so:?}", peak(&gateway));
     peak(&gateway)
 }
 
@@ -393,7 +393,7 @@ async fn metadata_without_a_message_is_bounded() {
     }
     honest_calls(&gateway).await;
     gateway.counts("aep_gateway_calls_in_flight", "0").await;
-    println!("peak {} KiB", peak(&gateway));
+    eprintln!("peak {} KiB", peak(&gateway));
     assert!(peak(&gateway) < MOST);
 }
 
@@ -435,7 +435,7 @@ async fn grpc_web_messages_that_never_end_are_bounded() {
         }
     };
     timeout(Duration::from_secs(40), all).await.unwrap();
-    println!("peak {} KiB", peak(&gateway));
+    eprintln!("peak {} KiB", peak(&gateway));
     assert!(peak(&gateway) < MOST);
 }
 

@@ -17,7 +17,7 @@ const HEALTH_CHECK_FAIL: &str = "x-envoy-immediate-health-check-fail";
 #[tokio::test]
 async fn health_flips_and_calls_in_flight_finish() {
     let upstream = simulator().await;
-    let flags = ["--drain-delay=300ms"];
+    let flags = ["--drain-delay=1500ms"];
     let gateway = Gateway::start(&upstream.import_url(), &flags).await;
     let mut health = HealthClient::new(gateway.channel());
     let service = String::new();
