@@ -26,6 +26,7 @@ pub mod credentials;
 pub mod deadline;
 pub mod mapping;
 pub mod proxies;
+pub mod quote;
 
 pub mod outcome;
 pub mod proto;

@@ -6,7 +6,6 @@
 
 pub mod error_body;
 mod handover;
-pub mod quote;
 
 use std::{
     error::Error,
@@ -26,13 +25,13 @@ use tokio::time::{Instant, error::Elapsed, timeout};
 use tower::{Service, layer::layer_fn};
 
 pub use self::handover::{Handover, Sending};
-use self::quote::Quote;
 use crate::{
     credentials::REQUEST_ID,
     mapping::{self, NoBatch},
     outcome::{ApiError, Failure, NeverSent, Refusal, UnusableAnswer},
     proto::v1::Batch,
     proxies::Proxies,
+    quote::Quote,
     telemetry::{CallRecord, RestCall, RestRequest, Telemetry},
 };
 

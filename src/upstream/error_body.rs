@@ -2,8 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::quote::Quote;
-use crate::outcome::ApiError;
+use crate::{outcome::ApiError, quote::Quote};
 
 /// How much of one text is quoted, in bytes.
 const LONGEST: usize = 1024;

@@ -17,7 +17,7 @@ fn sources(room: &str) -> String {
 }
 
 /// From the top down; a room uses rooms that stand further right.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 19] = [
     "cli",
     "simulator",
     "server",
@@ -33,6 +33,7 @@ const ROOMS: [&str; 18] = [
     "certificates",
     "mapping",
     "deadline",
+    "quote",
     "credentials",
     "proxies",
     "outcome",

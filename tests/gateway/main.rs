@@ -20,6 +20,7 @@ mod layers;
 mod logs;
 mod metadata;
 mod retries;
+mod secrets;
 mod server;
 mod statuses;
 mod telemetry;
