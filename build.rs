@@ -2,7 +2,15 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTO: &str = "aep/ingestion/v1/batch_service.proto";
+use protox::prost::Message;
+
+/// The details of errors, and the API.
+const DETAILS: &str = "google/rpc/error_details.proto";
+const FILES: [&str; 3] = [
+    "google/rpc/status.proto",
+    DETAILS,
+    "aep/ingestion/v1/batch_service.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // protox is a protobuf compiler in Rust: no protoc is needed.
@@ -10,19 +18,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler
         .include_imports(true)
         .include_source_info(true)
-        .open_files([PROTO])?;
+        .open_files(FILES)?;
     println!("cargo::rerun-if-changed=proto");
 
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(
-        out.join("descriptor.bin"),
-        compiler.encode_file_descriptor_set(),
-    )?;
-
+    let mut set = compiler.file_descriptor_set();
     tonic_prost_build::configure()
         .build_transport(false)
         .boxed(".aep.ingestion.v1.CreateBatchResponse.batch") // tonic moves responses around
         .btree_map(".") // the order of keys in a REST body is then the same in every run
-        .compile_fds(compiler.file_descriptor_set())?;
+        .compile_fds(set.clone())?;
+
+    // grpcui decodes the details of errors only if the API's file imports them. The source
+    // does not: every client's code would then need google.rpc, and protoc would warn.
+    if let Some(api) = set.file.last_mut() {
+        api.dependency.push(DETAILS.to_owned());
+    }
+    fs::write(out.join("descriptor.bin"), set.encode_to_vec())?;
     Ok(())
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Plays real clients against the gateway: test.sh [GATEWAY [CLIENT...]]
-# The clients: python node go java grpcurl buf; all, if none is named.
+# The clients are those of `all` below; all, if none is named.
 # What it installs goes to .test and into the clients' own folders, and is used
-# again by the next run. The logs go to .test too.
+# again by the next run. The logs go to .test too. C++ and Ruby come from
+# Debian's packages (root), unless they are there.
 set -euo pipefail
 
 BUF=1.75.0
@@ -10,11 +11,16 @@ GRPCURL=v1.9.4
 PROTOC_GEN_GO=v1.36.12
 PROTOC_GEN_GO_GRPC=v1.6.2
 
+all=(python node go java cpp ruby rust connect grpcurl grpcui buf protoc)
+debian_cpp=(g++ make pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc grpc-proto)
+debian_ruby=(ruby ruby-grpc ruby-googleapis-common-protos-types libprotobuf-dev protobuf-compiler
+    protobuf-compiler-grpc grpc-proto)
+
 clients=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 gateway=${1:-$clients/../target/debug/aep-batch-gateway}
 [[ $gateway == /* ]] || gateway=$PWD/$gateway
 shift $(($# > 0))
-[[ $# -gt 0 ]] || set -- python node go java grpcurl buf
+[[ $# -gt 0 ]] || set -- "${all[@]}"
 tools=$clients/.test
 
 cannot() {
@@ -26,6 +32,22 @@ need() {
     for program in "$@"; do
         command -v "$program" >/dev/null || cannot "$program is not installed"
     done
+}
+
+# debian PACKAGES...: installs those that are missing.
+debian() {
+    local package missing=()
+    for package in "$@"; do
+        [[ $(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+            missing+=("$package")
+    done
+    [[ ${#missing[@]} -gt 0 ]] || return 0
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+        cannot "there are no ${missing[*]} (Debian's packages)"
+    fi
+    apt-get update -q >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}" >/dev/null ||
+        cannot "apt-get failed"
 }
 
 # once NAME FILES... -- COMMAND...: runs the command, unless it has succeeded
@@ -76,8 +98,26 @@ install_java() {
     once java java/pom.xml "$proto" "${sources[@]}" -- mvn --quiet --batch-mode --file java/pom.xml package
 }
 
+install_ruby() {
+    local generate=(protoc --plugin=protoc-gen-grpc="$(command -v grpc_ruby_plugin)"
+        --ruby_out=ruby/lib --grpc_out=ruby/lib)
+    mkdir -p ruby/lib
+    "${generate[@]}" -I ../proto "$proto"
+    "${generate[@]}" -I /usr/share/grpc-proto \
+        grpc/reflection/v1/reflection.proto grpc/reflection/v1alpha/reflection.proto
+}
+
 install_grpcurl() {
     GOBIN=$tools/bin go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL"
+}
+
+install_grpcui() {
+    # A module of its own, because it wants older libraries than the example.
+    go -C grpcui build -buildvcs=false -o "$tools/bin/" github.com/fullstorydev/grpcui/cmd/grpcui
+}
+
+install_protoc() {
+    install_python
 }
 
 install_buf() {
@@ -87,14 +127,18 @@ install_buf() {
 
 need python3
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
+packages=()
 for client in "$@"; do
     case $client in
-    python) python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)" ;;
-    node | buf) need node npm ;;
+    python | protoc) python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)" ;;
+    node | connect | buf) need node npm ;;
     go) need go node npm ;;
     java) need java mvn ;;
-    grpcurl) need go ;;
-    *) cannot "no client is called $client; there are python node go java grpcurl buf" ;;
+    cpp) packages+=("${debian_cpp[@]}") ;;
+    ruby) packages+=("${debian_ruby[@]}") ;;
+    rust) need cargo ;;
+    grpcurl | grpcui) need go ;;
+    *) cannot "no client is called $client; there are ${all[*]}" ;;
     esac
 done
 [[ -x $gateway ]] || cannot "no gateway at $gateway: run cargo build, or name it as argument"
@@ -102,9 +146,12 @@ done
 cd "$clients"
 mkdir -p "$tools"
 echo "installing"
+debian "${packages[@]}"
 installing=()
 for client in "$@"; do
-    [[ $client == buf && " $* " == *" go "* ]] && continue # Go installs it already.
+    # Go and Python install them already.
+    [[ $client == buf && " $* " == *" go "* ]] && continue
+    [[ $client == protoc && " $* " == *" python "* ]] && continue
     "install_$client" >"$tools/install-$client.log" 2>&1 &
     installing+=("$client=$!")
 done

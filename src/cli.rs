@@ -28,7 +28,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     config::{Config, Listen, Problems, Settings},
-    proto::{SERVICE_CONFIG, full_descriptor_set},
+    proto::{DESCRIPTOR_SET, SERVICE_CONFIG},
     proxies::Proxies,
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
@@ -293,12 +293,12 @@ fn connect(listen: &Listen) -> io::Result<Channel> {
 
 fn write_descriptor(descriptor: Descriptor) -> ExitCode {
     let content = match descriptor.service_config {
-        true => SERVICE_CONFIG.as_bytes().to_vec(),
-        false => full_descriptor_set(),
+        true => SERVICE_CONFIG.as_bytes(),
+        false => DESCRIPTOR_SET,
     };
     let written = match &descriptor.output {
         Some(file) => fs::write(file, content),
-        None => io::stdout().write_all(&content),
+        None => io::stdout().write_all(content),
     };
     exit_code(written.map(|()| ExitCode::SUCCESS))
 }

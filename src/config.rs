@@ -106,6 +106,17 @@ pub struct Settings {
     #[arg(long, value_name = "WHEN", default_value = "always")]
     pub look_up: String,
 
+    /// Whether a create without an external id gets one, so that a lost answer can be settled by a
+    /// look-up (true or false). It adds a field that the caller did not send.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value = "false",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub generate_external_ids: String,
+
     /// How long a connection to the API may take to come about.
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     pub connect_timeout: String,
@@ -236,6 +247,8 @@ pub struct Config {
     pub upstream: UpstreamOptions,
     /// When external ids are looked up.
     pub look_up: LookUp,
+    /// Whether a create without an external id gets one.
+    pub generate_external_ids: bool,
     /// How long one REST request may take in all.
     pub request_timeout: Duration,
     /// How many creates may be in flight.
@@ -348,6 +361,15 @@ impl Settings {
                 "is {other:?}: there are always, on-retry and never"
             )),
         });
+        let generate_external_ids = check.read(
+            "generate-external-ids",
+            &self.generate_external_ids,
+            boolean,
+        );
+        if generate_external_ids == Some(true) && look_up == Some(LookUp::Never) {
+            let problem = "--generate-external-ids has no use with --look-up never";
+            check.problems.push(problem.to_owned());
+        }
         let connect_timeout = check.read("connect-timeout", &self.connect_timeout, time_limit);
         let request_timeout = check.read("request-timeout", &self.request_timeout, time_limit);
         let max_in_flight = check.read("max-in-flight", &self.max_in_flight, limit);
@@ -378,6 +400,7 @@ impl Settings {
                     idle_connections: max_in_flight,
                 },
                 look_up: look_up?,
+                generate_external_ids: generate_external_ids?,
                 request_timeout,
                 max_in_flight,
                 max_connections: max_connections?,

@@ -12,6 +12,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::{
     attempts::Attempt,
+    early_headers::EarlyHeaders,
     mapping,
     outcome::{Failure, LookUpFailure, Outcome, Settled},
     proto::v1::{Batch, BatchOrigin, CreateBatchRequest},
@@ -64,6 +65,8 @@ pub struct CreateCall {
     pub attempt: Attempt,
     /// When the caller must have its answer.
     pub deadline: Option<Instant>,
+    /// The headers of its response.
+    pub early_headers: EarlyHeaders,
     /// What is known of the call.
     pub record: Arc<CallRecord>,
 }
@@ -73,6 +76,8 @@ pub struct CreateCall {
 pub struct External {
     /// The external id.
     pub id: ExternalId,
+    /// Whether nobody can have used it before.
+    pub is_new: bool,
     /// The message.
     pub message: CreateBatchRequest,
     /// For whom: [`crate::credentials::fingerprint`].
@@ -80,6 +85,15 @@ pub struct External {
 }
 
 impl CreateCall {
+    /// A repetition of a create without an external id makes a second batch, so
+    /// nobody may repeat it by himself once anything can exist.
+    fn headers_that_leave_first(&self) -> Option<&EarlyHeaders> {
+        match self.external {
+            None => Some(&self.early_headers),
+            Some(_) => None,
+        }
+    }
+
     /// Whether a pause would outlast the caller.
     fn ends_within(&self, pause: Duration) -> bool {
         self.deadline
@@ -128,12 +142,17 @@ impl Creator {
         Creator { upstream, shared }
     }
 
+    /// Whether external ids are looked up at all.
+    pub fn looks_up(&self) -> bool {
+        self.shared.look_up != LookUp::Never
+    }
+
     /// Settles one create. `sending` tells whoever else holds it what may be
     /// upstream.
     pub async fn settle(&self, call: &CreateCall, sending: Sending) -> Result<Settled, Failure> {
         self.shared.budget.deposit();
         let Some(external) = &call.external else {
-            return self.create(call, &sending).await.map(created);
+            return self.create(call, &sending).await;
         };
 
         let external_id = &external.id;
@@ -158,10 +177,11 @@ impl Creator {
 
         let result = self.create(call, &sending).await;
         let known = match &result {
-            Ok(batch) => Known::Created {
-                batch: batch.clone(),
+            Ok(settled) => Known::Created {
+                batch: settled.batch.clone(),
                 caller: external.caller,
             },
+            Err(Failure::ExternalIdTaken { .. }) => return result,
             Err(failure) => match status::row(failure).outcome {
                 Outcome::NotCreated => Known::NotCreated(call.attempt),
                 _ => Known::Unknown(Instant::now() + self.shared.longest),
@@ -169,8 +189,8 @@ impl Creator {
         };
         self.shared.recent.remember(external_id.clone(), known);
         match result {
-            Ok(batch) => Ok(created(batch)),
             Err(failure) => self.recover(call, external, failure).await,
+            settled => settled,
         }
     }
 
@@ -196,7 +216,7 @@ impl Creator {
         open_until: Option<Instant>,
     ) -> Result<Option<Arc<Batch>>, Failure> {
         let look = match self.shared.look_up {
-            LookUp::Always => true,
+            LookUp::Always => !external.is_new,
             LookUp::OnRetry => open_until.is_some() || call.attempt.is_retry(),
             LookUp::Never => false,
         };
@@ -247,7 +267,7 @@ impl Creator {
         failure: Failure,
     ) -> Result<Settled, Failure> {
         let lost = status::row(&failure).outcome != Outcome::NotCreated;
-        if !lost || self.shared.look_up == LookUp::Never {
+        if !lost || !self.looks_up() {
             return Err(failure);
         }
         let longest = Instant::now() + self.shared.longest;
@@ -317,8 +337,9 @@ impl Creator {
         Ok(found?.into_iter().next().map(Arc::new))
     }
 
-    /// `POST /batches`, repeated only where nothing was created.
-    async fn create(&self, call: &CreateCall, sending: &Sending) -> Result<Arc<Batch>, Failure> {
+    /// `POST /batches`, repeated only where it is proven that nothing was
+    /// created, and with an external id only after one more look-up.
+    async fn create(&self, call: &CreateCall, sending: &Sending) -> Result<Settled, Failure> {
         let mut attempt = 1;
         loop {
             let Some(handover) = sending.begin() else {
@@ -326,12 +347,18 @@ impl Creator {
             };
             let result = self
                 .upstream
-                .create_batch(&call.headers, call.body.clone(), &handover, &call.record)
+                .create_batch(
+                    &call.headers,
+                    call.body.clone(),
+                    &handover,
+                    call.headers_that_leave_first(),
+                    &call.record,
+                )
                 .await;
             let failure = match result {
                 Ok(batch) => {
                     self.shared.proven.deposit();
-                    return Ok(batch);
+                    return Ok(created(batch));
                 }
                 Err(failure) => failure,
             };
@@ -346,6 +373,15 @@ impl Creator {
                 return Err(failure);
             }
             sleep(pause).await;
+            if let Some(external) = &call.external
+                && self.looks_up()
+            {
+                match self.look_up_once(call, &external.id).await {
+                    Ok(None) => {}
+                    Ok(Some(batch)) => return found(external, batch),
+                    Err(_) => return Err(failure),
+                }
+            }
             attempt += 1;
         }
     }

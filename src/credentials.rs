@@ -84,14 +84,50 @@ impl Credentials {
     }
 }
 
+/// Metadata with the caller's own key for the call.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// The caller's own key for the call, which becomes its external id where the
-/// message has none.
+/// message has none. Written as a string of structured fields (RFC 9651, with
+/// quotes, as the draft of the `Idempotency-Key` header wants it) it is the same
+/// key as without.
 pub fn idempotency_key(metadata: &HeaderMap) -> Result<Option<String>, Failure> {
-    const NAME: HeaderName = HeaderName::from_static("idempotency-key");
-    match single_value(metadata, &NAME) {
-        Ok(value) => Ok(value.map(|key| String::from_utf8_lossy(key.as_bytes()).into_owned())),
-        Err(violation) => Err(Failure::Invalid(vec![violation])),
+    let mut values = metadata.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let key = match (values.next(), value.as_bytes()) {
+        (Some(_), _) => Err("is given more than once"),
+        (None, [b'"', rest @ ..]) => {
+            unquoted(rest).ok_or("must be one string in quotes, or have none")
+        }
+        (None, plain) if is_token(plain) => Ok(String::from_utf8_lossy(plain).into_owned()),
+        _ => Err(NO_TOKEN),
+    };
+    key.map(Some).map_err(|description| {
+        let violation = Violation::new(IDEMPOTENCY_KEY, description);
+        Failure::Invalid(vec![violation])
+    })
+}
+
+/// What follows on the opening quote of a string (RFC 9651, section 4.2.5).
+/// Parameters behind the closing one are no part of the key.
+fn unquoted(rest: &[u8]) -> Option<String> {
+    let mut key = String::new();
+    let mut bytes = rest.iter();
+    loop {
+        match bytes.next()? {
+            b'"' => break,
+            b'\\' => match bytes.next()? {
+                escaped @ (b'"' | b'\\') => key.push(char::from(*escaped)),
+                _ => return None,
+            },
+            byte @ b' '..=b'~' => key.push(char::from(*byte)),
+            _ => return None,
+        }
     }
+    let is_end = matches!(bytes.as_slice().trim_ascii(), [] | [b';', ..]);
+    (is_end && !key.is_empty()).then_some(key)
 }
 
 /// The caller's `x-request-id`, or a new one where that is missing or odd.
@@ -156,11 +192,11 @@ pub fn check(name: &HeaderName, value: &HeaderValue) -> Result<(), &'static str>
             .then_some(())
             .ok_or("must be `Bearer ` and an access token")
     } else {
-        is_token(value.as_bytes())
-            .then_some(())
-            .ok_or("must be visible ASCII characters without blanks")
+        is_token(value.as_bytes()).then_some(()).ok_or(NO_TOKEN)
     }
 }
+
+const NO_TOKEN: &str = "must be visible ASCII characters without blanks";
 
 fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes.iter().all(u8::is_ascii_graphic)
@@ -269,6 +305,34 @@ mod tests {
         let failure = credentials.headers(&other).expect_err("another sandbox");
         assert_eq!(fields(&failure), ["x-sandbox-name"]);
         assert!(credentials.headers(&metadata(&GOOD)).is_ok());
+    }
+
+    #[test]
+    fn an_idempotency_key_is_the_same_with_quotes_and_without() {
+        let key = |value: &str| idempotency_key(&metadata(&[("idempotency-key", value)]));
+        for (value, expected) in [
+            ("k-1", "k-1"),
+            (r#""k-1""#, "k-1"),
+            (r#""k 1""#, "k 1"),
+            (r#""a\"b\\c""#, r#"a"b\c"#),
+            (r#""k-1"; v=2"#, "k-1"),
+            (r#"k"1"#, r#"k"1"#),
+        ] {
+            assert_eq!(key(value).expect(value).as_deref(), Some(expected));
+        }
+        for odd in [
+            r#"""#,
+            r#""""#,
+            r#""k"#,
+            r#""k"1"#,
+            r#""a\b""#,
+            "\"\u{e9}\"",
+            "a b",
+            "",
+        ] {
+            assert_eq!(fields(&key(odd).expect_err(odd)), ["idempotency-key"]);
+        }
+        assert_eq!(idempotency_key(&HeaderMap::new()).expect("none"), None);
     }
 
     #[test]

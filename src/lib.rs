@@ -24,6 +24,7 @@ pub mod attempts;
 pub mod certificates;
 pub mod credentials;
 pub mod deadline;
+pub mod early_headers;
 pub mod mapping;
 pub mod proxies;
 pub mod quote;

@@ -6,12 +6,12 @@
 
 mod batch;
 mod catalog;
-mod json;
+pub(crate) mod json;
 #[cfg(test)]
 mod properties;
 mod request;
 mod usual;
 
-pub use batch::{NoBatch, batch_from_json};
-pub use catalog::{batches_from_json, is_same_content};
+pub use batch::{NoBatch, batch_from_json, batch_id_in_beginning};
+pub use catalog::{batches_from_json, is_same_content, special_character};
 pub use request::create_batch_json;

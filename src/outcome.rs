@@ -89,16 +89,9 @@ pub enum Failure {
     Stopped,
     /// The gateway itself failed while the request was under way.
     Panicked,
-    /// The API answered with a redirect, which is never followed.
-    Redirected {
-        /// The 3xx.
-        status: StatusCode,
-        /// The host in `Location`.
-        host: Option<String>,
-    },
-    /// The API answered with an error.
+    /// The answer is no success.
     Refused(Box<Refusal>),
-    /// The API's answer has a 2xx status, but cannot be used.
+    /// The answer has a 2xx status, but cannot be used.
     Unusable(Box<UnusableAnswer>),
 }
 
@@ -131,25 +124,28 @@ pub struct LookUpFailure {
     pub is_retry: bool,
 }
 
-/// An answer with a status of 400 or above.
+/// An answer whose status is no 2xx, whoever wrote it.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     /// The HTTP status.
     pub status: StatusCode,
+    /// Whether it proves that nothing was created: `NotCreated`, or `Unknown`.
+    pub outcome: Outcome,
     /// What the body says.
     pub error: ApiError,
     /// `Retry-After`.
     pub retry_after: Option<Duration>,
     /// The API's own id of the request.
     pub request_id: Option<String>,
+    /// The host in `Location` of a redirect, which is never followed.
+    pub redirect_host: Option<String>,
 }
 
 /// What the body of an error says, in any of the shapes that are documented.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ApiError {
-    /// Whether the body has one of the documented shapes, so that the API
-    /// itself wrote it.
-    pub documented: bool,
+    /// Whether only Adobe writes such a body.
+    pub is_adobes: bool,
     /// The API's own code, such as `403010` or `invalid_client`.
     pub code: Option<String>,
     /// The title of a problem document.
@@ -165,13 +161,15 @@ pub struct ApiError {
 pub struct UnusableAnswer {
     /// The HTTP status.
     pub status: StatusCode,
+    /// Whether it proves the batch all the same: `Created`, or `Unknown`.
+    pub outcome: Outcome,
     /// What is wrong with the body, as the end of a sentence.
     pub problem: String,
     /// The beginning of the body.
     pub beginning: String,
     /// `Location`.
     pub location: Option<String>,
-    /// The batch id in `Location`.
+    /// The batch id, from `Location` or the beginning of the body.
     pub batch_id: Option<String>,
     /// The API's own id of the request.
     pub request_id: Option<String>,

@@ -6,16 +6,10 @@ pub mod v1 {
     tonic::include_proto!("aep.ingestion.v1");
 }
 
-/// The `FileDescriptorSet` of the API with its imports and comments.
+/// What a client needs to read every answer: the `FileDescriptorSet` of the API
+/// and of the details of errors (`google.rpc`), with imports and comments.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 
 /// The gRPC service config for clients: retries that our statuses make safe, a
 /// deadline for calls without one, and no retry storm in an outage (gRFC A6).
 pub const SERVICE_CONFIG: &str = include_str!("../proto/aep/ingestion/v1/grpc_service_config.json");
-
-/// What a client needs to read every answer: the API, and the details of
-/// errors (`google.rpc`). Descriptor sets are joined by appending one to the
-/// other (Protocol Buffers encoding, "Last One Wins": repeated fields).
-pub fn full_descriptor_set() -> Vec<u8> {
-    [DESCRIPTOR_SET, tonic_types::pb::FILE_DESCRIPTOR_SET].concat()
-}

@@ -8,6 +8,7 @@ mod observed;
 mod tls;
 mod web;
 mod workers;
+mod writes;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -125,6 +126,7 @@ pub async fn start(
         let gateway = Gateway {
             credentials: config.credentials.clone(),
             creator: Arc::new(Creator::new(upstream, shared.clone())),
+            generate_external_ids: config.generate_external_ids,
             flights: flights.clone(),
             telemetry: telemetry.clone(),
         };

@@ -4,22 +4,25 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
+use prost::Message;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
+use uuid::Uuid;
 
 use crate::{
     attempts::Attempt,
     create::{CreateCall, Creator, External},
     credentials::{self, Credentials, REQUEST_ID},
     deadline,
-    flights::{Commit, Flights, SharedBy, Ticket},
+    early_headers::EarlyHeaders,
+    flights::{Flights, SharedBy, Ticket},
     mapping,
-    outcome::{Failure, Outcome, Settled},
+    outcome::{Failure, Outcome, Settled, Violation},
     proto::v1::{CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService},
     quote::{Quote, Secrets},
     recent::ExternalId,
     status::{self, CallNames},
-    telemetry::{CallRecord, Method, Telemetry},
+    telemetry::{CallRecord, Telemetry},
 };
 
 /// `aep.ingestion.v1.BatchService`.
@@ -29,6 +32,8 @@ pub struct Gateway {
     pub credentials: Credentials,
     /// Settles creates.
     pub creator: Arc<Creator>,
+    /// Whether a call without an external id gets one.
+    pub generate_external_ids: bool,
     /// The calls under way.
     pub flights: Flights,
     /// What is counted.
@@ -41,7 +46,7 @@ impl BatchService for Gateway {
         &self,
         request: Request<CreateBatchRequest>,
     ) -> Result<Response<CreateBatchResponse>, Status> {
-        let (arrived, checked) = self.arrive(request);
+        let (arrived, checked) = self.arrive(request)?;
         let result = match &checked {
             Ok((ticket, call)) => {
                 let settle = |sending| {
@@ -78,7 +83,7 @@ type Checked = Result<(Ticket, Arc<CreateCall>), Failure>;
 /// What is known of a call, whether it can be made or not.
 struct Arrived {
     record: Arc<CallRecord>,
-    commit: Commit,
+    early_headers: EarlyHeaders,
     external_id: Option<String>,
     deadline: Option<Instant>,
 }
@@ -86,24 +91,26 @@ struct Arrived {
 impl Gateway {
     /// Takes a request to pieces. They end here, before the call begins: the
     /// metadata alone would be a sixth of what a call in flight takes.
-    fn arrive(&self, request: Request<CreateBatchRequest>) -> (Arrived, Checked) {
+    fn arrive(&self, request: Request<CreateBatchRequest>) -> Result<(Arrived, Checked), Status> {
         let (metadata, extensions, message) = request.into_parts();
         let metadata = metadata.as_ref();
-        let record = extensions.get::<Arc<CallRecord>>().cloned();
+        // Without them a call could not be made safely: a bug in the server.
+        let (Some(record), Some(early_headers)) = (extensions.get(), extensions.get()) else {
+            let names = CallNames {
+                request_id: &credentials::request_id(metadata),
+                external_id: None,
+                time_left: None,
+            };
+            return Err(status::from_failure(&Failure::Panicked, names));
+        };
         let mut arrived = Arrived {
-            record: record.unwrap_or_else(|| self.record(metadata)),
-            commit: extensions.get().cloned().unwrap_or_default(),
-            external_id: message.external_id.clone().filter(|id| !id.is_empty()),
+            record: Arc::clone(record),
+            early_headers: EarlyHeaders::clone(early_headers),
+            external_id: message.external_id.clone(),
             deadline: None,
         };
         let checked = self.check(&mut arrived, metadata, message);
-        (arrived, checked)
-    }
-
-    /// For a call that came another way than through the server.
-    fn record(&self, metadata: &HeaderMap) -> Arc<CallRecord> {
-        let call = self.telemetry.call(Method::CreateBatch, metadata, None);
-        call.record().clone()
+        Ok((arrived, checked))
     }
 
     /// Turns what has arrived into a call that can be made.
@@ -118,15 +125,15 @@ impl Gateway {
         arrived.deadline = deadline;
         let mut headers = self.credentials.headers(metadata)?;
         record.keeps_secret(Secrets::of(&headers));
-        if arrived.external_id.is_none()
-            && let Some(key) = credentials::idempotency_key(metadata)?
-        {
-            message.external_id = Some(key.clone());
-            arrived.external_id = Some(key);
+        let key = self.key(metadata, &message, record.request_id())?;
+        if let Some(Key { id, .. }) = &key {
+            message.external_id = Some(id.clone());
+            arrived.external_id = Some(id.clone());
         }
         let body = mapping::create_batch_json(&message).map_err(Failure::Invalid)?;
-        let external = arrived.external_id.as_deref().map(|id| External {
-            id: external_id(id, &headers),
+        let external = key.map(|key| External {
+            id: external_id(&key.id, &headers),
+            is_new: key.is_new,
             message,
             caller: credentials::fingerprint(&headers),
         });
@@ -139,7 +146,7 @@ impl Gateway {
                 purpose: credentials::purpose(external.caller, &body),
             }),
             deadline,
-            commit: arrived.commit.clone(),
+            early_headers: arrived.early_headers.clone(),
         };
         let call = Arc::new(CreateCall {
             headers,
@@ -147,9 +154,76 @@ impl Gateway {
             external,
             attempt: Attempt::of_call(metadata),
             deadline,
+            early_headers: arrived.early_headers.clone(),
             record: record.clone(),
         });
         Ok((ticket, call))
+    }
+
+    /// What the call is known by: the external id of its message, else its
+    /// metadata's key, else one of the gateway's own if that is configured.
+    fn key(
+        &self,
+        metadata: &HeaderMap,
+        message: &CreateBatchRequest,
+        request_id: &HeaderValue,
+    ) -> Result<Option<Key>, Failure> {
+        let (id, field) = match &message.external_id {
+            Some(id) if !id.is_empty() => (id.clone(), "external_id"),
+            _ => match credentials::idempotency_key(metadata)? {
+                Some(key) => (key, credentials::IDEMPOTENCY_KEY),
+                None if self.generate_external_ids => {
+                    return Ok(Some(Key::generated(metadata, message, request_id)));
+                }
+                None => return Ok(None),
+            },
+        };
+        match mapping::special_character(&id) {
+            Some(character) if self.creator.looks_up() => {
+                let description = format!(
+                    "has {character:?}, which Catalog's filters do not take literally: a batch \
+                     with this id could not be looked up"
+                );
+                Err(Failure::Invalid(vec![Violation::new(field, &description)]))
+            }
+            _ => Ok(Some(Key { id, is_new: false })),
+        }
+    }
+}
+
+/// What a call is known by.
+struct Key {
+    id: String,
+    /// Nobody can have used it before.
+    is_new: bool,
+}
+
+impl Key {
+    /// A key for a call that brings none. A mesh keeps `x-request-id` when it
+    /// tries a call again (Envoy's "x-request-id"), so equal messages with the
+    /// same one are the same call. Services pass the id of one request on to
+    /// all calls that it leads to, so the message is a part of the key.
+    fn generated(
+        metadata: &HeaderMap,
+        message: &CreateBatchRequest,
+        request_id: &HeaderValue,
+    ) -> Self {
+        /// Chosen at random, once.
+        const NAMESPACE: Uuid = Uuid::from_u128(0x7d1c_02b5_66a1_4d0f_9e4e_f2a1_5c3b_8d47);
+        let is_callers = metadata.get(REQUEST_ID) == Some(request_id);
+        let id = match is_callers {
+            true => {
+                let mut name = request_id.as_bytes().to_vec();
+                name.push(0);
+                name.extend(message.encode_to_vec());
+                Uuid::new_v5(&NAMESPACE, &name)
+            }
+            false => credentials::new_id(),
+        };
+        Key {
+            id: id.to_string(),
+            is_new: !is_callers,
+        }
     }
 }
 

@@ -29,6 +29,11 @@ pub const DOMAIN: &str = "aep-batch-gateway";
 /// Carries the outcome in plain metadata.
 pub const OUTCOME: HeaderName = HeaderName::from_static("aep-batch-outcome");
 
+/// On failures that may be sent again without harm, and on no others: what a
+/// mesh can be told to retry (Envoy's `retriable-headers`). Not the code, which
+/// sidecars use too when they lose a call.
+const RETRY: HeaderName = HeaderName::from_static("aep-batch-retry");
+
 /// Tells gRPC clients when to try again (gRFC A6).
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -91,7 +96,8 @@ table! {
     API_UNAVAILABLE: Unavailable, NotCreated;
     API_REDIRECTED: FailedPrecondition, NotCreated;
     UPSTREAM_FAILED: Unknown, Unknown;
-    PROXY_UNAVAILABLE: Unknown, Unknown;
+    UPSTREAM_UNPROVEN: Unknown, Unknown;
+    ANSWER_UNPROVEN: Unknown, Unknown;
     CONNECTION_LOST: Unknown, Unknown;
     UPSTREAM_TIMEOUT: Unknown, Unknown;
     DEADLINE_AFTER_SENDING: DeadlineExceeded, Unknown;
@@ -123,8 +129,8 @@ pub fn row(failure: &Failure) -> &'static Row {
         Failure::LookUp(look_up) => look_up_failed(look_up),
         Failure::ExternalIdTaken { .. } => &EXTERNAL_ID_TAKEN,
         Failure::Panicked => &GATEWAY_FAILED,
-        Failure::Redirected { .. } => &API_REDIRECTED,
         Failure::Refused(refusal) => refused(refusal),
+        Failure::Unusable(answer) if answer.outcome == Outcome::Unknown => &ANSWER_UNPROVEN,
         Failure::Unusable(_) => &ANSWER_UNUSABLE,
     }
 }
@@ -144,32 +150,50 @@ fn look_up_failed(look_up: &LookUpFailure) -> &'static Row {
     }
 }
 
+/// What a proven refusal is called. Who says it is not known: the API, or
+/// something in front of it that did not let the request through.
 fn refused(refusal: &Refusal) -> &'static Row {
-    match refusal.status.as_u16() {
+    let status = refusal.status.as_u16();
+    if refusal.outcome != Outcome::NotCreated {
+        return match status {
+            408 | 499 | 500..=599 => &UPSTREAM_FAILED,
+            _ => &UPSTREAM_UNPROVEN,
+        };
+    }
+    match refusal.error.code.as_deref() {
+        Some(code) if means_no_credentials(code) => return &API_UNAUTHENTICATED,
+        Some(code) if means_unavailable(code) => return &API_UNAVAILABLE,
+        _ => {}
+    }
+    match status {
+        307 | 308 => &API_REDIRECTED,
         400 | 411 | 413 | 414 | 415 | 422 | 431 => &API_INVALID_REQUEST,
         401 => &API_UNAUTHENTICATED,
-        403 if means_no_credentials(refusal.error.code.as_deref()) => &API_UNAUTHENTICATED,
         403 => &API_PERMISSION_DENIED,
         404 => &API_NOT_FOUND,
         405 | 501 => &API_NOT_IMPLEMENTED,
-        // A proxy says 408 also of a request that it had passed on.
-        408 => &UPSTREAM_FAILED,
         409 => &API_CONFLICT,
         412 => &API_PRECONDITION_FAILED,
         429 => &API_RATE_LIMITED,
-        402..=499 => &API_REFUSED,
-        503 if refusal.error.documented || refusal.retry_after.is_some() => &API_UNAVAILABLE,
-        // A proxy says 503 also when it lost an answer.
-        503 => &PROXY_UNAVAILABLE,
-        _ => &UPSTREAM_FAILED,
+        _ => &API_REFUSED,
     }
 }
 
-/// The codes that say "no or bad token or key" ("Experience Platform
-/// troubleshooting guide: Request header errors"). 403025 says that the token
-/// is good but has no right, and is not one of them.
-fn means_no_credentials(code: Option<&str>) -> bool {
-    matches!(code, Some("403010" | "403000" | "403003" | "401013"))
+/// The codes of Adobe's API gateway that say "no or bad token or key"
+/// (adobe-apiplatform/api-gateway-request-validation). 403025 says that the
+/// token is good but has no right, and is not one of them.
+fn means_no_credentials(code: &str) -> bool {
+    matches!(
+        code,
+        "403000" | "403003" | "403010" | "403020" | "401013" | "401014" | "401015"
+    )
+}
+
+/// The codes of Adobe's API gateway that say that it could not validate the
+/// key, the token, its profile or a signature just now. (The third comes with
+/// HTTP 403.)
+fn means_unavailable(code: &str) -> bool {
+    matches!(code, "503000" | "503010" | "503020" | "503030")
 }
 
 /// What of a call its status needs.
@@ -216,6 +240,7 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
             tell("upstreamDetail", error.detail.as_deref(), 600);
             tell("upstreamReport", error.report.as_deref(), 600);
             tell("upstreamRequestId", refusal.request_id.as_deref(), 128);
+            tell("redirectHost", refusal.redirect_host.as_deref(), 253);
             if refusal.status == StatusCode::TOO_MANY_REQUESTS {
                 metadata.insert(ENVOY_RATE_LIMITED, HeaderValue::from_static("true"));
                 details.add_quota_failure_violation(
@@ -226,10 +251,6 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
             if row.outcome == Outcome::NotCreated {
                 details.add_help_link("Experience Platform API status codes", API_HELP);
             }
-        }
-        Failure::Redirected { status, host } => {
-            tell("httpStatus", Some(status.as_str()), 3);
-            tell("redirectHost", host.as_deref(), 253);
         }
         Failure::Unusable(answer) => {
             tell("httpStatus", Some(answer.status.as_str()), 3);
@@ -242,7 +263,9 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
     }
     if let Some(delay) = retry_delay(row, failure) {
         details.set_retry_info(Some(delay));
-        if row.code == Code::ResourceExhausted || retry_after(failure).is_some() {
+        // A pushback orders a retry whatever the client's service config says (grpc-java), so it
+        // goes only with the code that is meant to be retried.
+        if row.code == Code::Unavailable && retry_after(failure).is_some() {
             metadata.insert(RETRY_PUSHBACK, pushback(delay, call.time_left));
         }
     }
@@ -307,10 +330,10 @@ pub fn unknown_service() -> Status {
     reason = "the one place that makes a Status"
 )]
 fn build(row: &Row, sentence: &str, details: ErrorDetails, mut metadata: HeaderMap) -> Status {
-    metadata.insert(
-        OUTCOME,
-        http::HeaderValue::from_static(row.outcome.as_str()),
-    );
+    metadata.insert(OUTCOME, HeaderValue::from_static(row.outcome.as_str()));
+    if row.code == Code::Unavailable {
+        metadata.insert(RETRY, HeaderValue::from_static("safe"));
+    }
     Status::with_error_details_and_metadata(
         row.code,
         cut(sentence, 600),
@@ -400,22 +423,27 @@ fn what_happened(failure: &Failure) -> String {
             let what = what_happened(&look_up.cause);
             format!("The look-up by external id failed: {what}")
         }
-        Failure::Redirected { status, host } => {
-            let host = host.as_deref().unwrap_or("nowhere");
-            let status = status.as_u16();
-            format!("The API redirected to {host} (HTTP {status}): check the upstream URL")
+        Failure::Refused(refusal) if refusal.status.is_redirection() => {
+            let host = refusal.redirect_host.as_deref().unwrap_or("nowhere");
+            let status = refusal.status.as_u16();
+            format!("HTTP {status} redirects to {host}: check the upstream URL")
         }
         Failure::Refused(refusal) => {
-            format!(
-                "The API answered HTTP {}{}",
-                refusal.status.as_u16(),
-                api_text(refusal)
-            )
+            let status = refusal.status.as_u16();
+            let who = match refusal.outcome {
+                Outcome::NotCreated => "The API",
+                _ => "The API, or something in between,",
+            };
+            format!("{who} answered HTTP {status}{}", api_text(refusal))
         }
         Failure::Unusable(answer) => {
             let status = answer.status.as_u16();
+            let who = match answer.outcome {
+                Outcome::Created => "The API",
+                _ => "The API, or something in between,",
+            };
             format!(
-                "The API answered HTTP {status}, but its answer {}",
+                "{who} answered HTTP {status}, but the answer {}",
                 answer.problem
             )
         }

@@ -6,10 +6,11 @@
 
 pub mod error_body;
 mod handover;
+mod proof;
+mod response;
 
 use std::{
     error::Error,
-    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -17,31 +18,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use reqwest::{Proxy, Response, Url, redirect};
+use http::{HeaderMap, HeaderValue, Method, header};
+use reqwest::{Proxy, Url, redirect};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, error::Elapsed, timeout};
 use tower::{Service, layer::layer_fn};
 
 pub use self::handover::{Handover, Sending};
+use self::response::Response;
 use crate::{
-    credentials::REQUEST_ID,
-    mapping::{self, NoBatch},
-    outcome::{ApiError, Failure, NeverSent, Refusal, UnusableAnswer},
+    early_headers::EarlyHeaders,
+    mapping::NoBatch,
+    outcome::{Failure, NeverSent},
     proto::v1::Batch,
     proxies::Proxies,
     quote::Quote,
     telemetry::{CallRecord, RestCall, RestRequest, Telemetry},
 };
-
-/// The most that is read of a 2xx answer. A list of numbers grows eleven times
-/// on its way into protobuf when it stands in a field and in `extra`, and gRPC
-/// clients take 4 MiB by default.
-const LARGEST_ANSWER: usize = 256 * 1024;
-
-/// The most that is read of an error.
-const LARGEST_ERROR: usize = 64 * 1024;
 
 /// How long a look-up may take.
 const LOOK_UP: Duration = Duration::from_secs(5);
@@ -51,8 +45,9 @@ const PROPERTIES: &str = "imsOrg,created,updated,started,completed,status,record
     failedRecordCount,size,version,externalId,inputFormat,relatedObjects,tags,createdUser,\
     updatedUser,createdClient,availableDates,errors,metrics,replay";
 
-/// How much of an unusable answer is quoted, in bytes.
-const QUOTED: usize = 512;
+/// How many batches a look-up lists: Catalog's default ("Filter Catalog data
+/// using query parameters"). A filter that holds lists one.
+const LISTED: usize = 20;
 
 /// How long an unused connection is kept. Short, because a request that goes
 /// out on a connection which the other side is closing has an unknown outcome.
@@ -137,6 +132,11 @@ impl Upstream {
                 connector: Arc::new(Mutex::new(connector)),
                 telemetry: telemetry.clone(),
             }))
+            // CDNs add many headers, and some servers write a blank before the colon. Both are
+            // harmless here, while a response that is refused leaves its outcome unknown.
+            .http1_max_headers(1024)
+            .http1_allow_spaces_after_header_name_in_responses(true)
+            .http2_max_header_list_size(256 * 1024)
             .pool_idle_timeout(IDLE_CONNECTION)
             .pool_max_idle_per_host(options.idle_connections)
             .http2_keep_alive_interval(Duration::from_secs(20))
@@ -165,12 +165,13 @@ impl Upstream {
     /// `POST /batches` (Batch Ingestion API reference, "Create a new batch").
     ///
     /// `headers` are the call's own; `handover` tells, now and to whoever else
-    /// holds it, whether the request may have been sent.
+    /// holds it, whether the request may have been sent. `first` leaves before.
     pub async fn create_batch(
         &self,
         headers: &HeaderMap,
         body: Bytes,
         handover: &Handover,
+        first: Option<&EarlyHeaders>,
         record: &Arc<CallRecord>,
     ) -> Result<Arc<Batch>, Failure> {
         let mut observed = record.request(RestCall::Create, self.batches.host_str());
@@ -178,13 +179,13 @@ impl Upstream {
             let mut request = request(Method::POST, self.batches.clone(), headers);
             let json = HeaderValue::from_static("application/json");
             request.headers_mut().insert(header::CONTENT_TYPE, json);
-            *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body)));
+            *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body, first)));
             self.send(request, self.longest, &mut observed)
         };
         let result = match sent.await {
-            Ok(Ok(answer)) => {
+            Ok(Ok(response)) => {
                 let quote = Quote::without_secrets_of(headers);
-                answer.outcome(&quote, |body| mapping::batch_from_json(body).map(Arc::new))
+                response.batch(&quote).map(Arc::new)
             }
             Ok(Err(error)) => Err(failure_of(&error, handover)),
             Err(_) if handover.revoke() => Err(Failure::NeverSent(NeverSent::ConnectTimeout)),
@@ -196,6 +197,9 @@ impl Upstream {
 
     /// Catalog's `GET /batches?externalId=…` (Catalog Service API reference,
     /// "List batches"): the batches with this external id, the oldest first.
+    ///
+    /// A list proves by equality alone. It proves that there is no such batch
+    /// only if it shows what it was asked for, and all of it.
     pub async fn find_batches(
         &self,
         headers: &HeaderMap,
@@ -207,30 +211,24 @@ impl Upstream {
             .append_pair("externalId", external_id)
             .append_pair("orderBy", "asc:created")
             // Unfiltered lists can reach gigabytes: both are always sent.
-            .append_pair("limit", "2")
+            .append_pair("limit", &LISTED.to_string())
             .append_pair("properties", PROPERTIES);
 
         let request = request(Method::GET, url, headers);
         let mut observed = record.request(RestCall::LookUp, self.catalog_batches.host_str());
         let result = match self.send(request, LOOK_UP, &mut observed).await {
-            Ok(Ok(answer)) => {
+            Ok(Ok(response)) => {
                 let quote = Quote::without_secrets_of(headers);
-                answer.outcome(&quote, mapping::batches_from_json)
+                response.batches(&quote).and_then(|listed| {
+                    with_external_id(listed, external_id)
+                        .ok_or_else(|| response.unusable(&quote, NoBatch::OtherBatches))
+                })
             }
             Ok(Err(error)) => Err(failure_of(&error, &Handover::default())),
             Err(_) => Err(Failure::TimedOut(LOOK_UP)),
         };
         observed.ends(&result);
-        let mut batches = result?;
-        // Should Catalog ever ignore the filter, it lists other batches.
-        batches.retain(|batch| {
-            batch
-                .external_id
-                .as_deref()
-                .is_none_or(|id| id == external_id)
-        });
-        batches.sort_by_key(|batch| batch.created.map(|t| (t.seconds, t.nanos)));
-        Ok(batches)
+        result
     }
 
     /// Sends a request, and waits for the answer, but no longer than that.
@@ -239,13 +237,13 @@ impl Upstream {
         mut request: reqwest::Request,
         longest: Duration,
         observed: &mut RestRequest,
-    ) -> impl Future<Output = Result<reqwest::Result<Answer>, Elapsed>> + Send {
+    ) -> impl Future<Output = Result<reqwest::Result<Response>, Elapsed>> + Send {
         observed.inject(request.headers_mut());
         let answering = self.client.execute(request);
         timeout(longest, async {
             let mut response = answering.await?;
             observed.answered(response.status());
-            Ok(Answer::of(&mut response).await)
+            Ok(Response::read(&mut response).await)
         })
     }
 }
@@ -284,10 +282,25 @@ pub fn tls(options: &UpstreamOptions) -> Result<ClientConfig, rustls::Error> {
 
 fn request(method: Method, url: Url, headers: &HeaderMap) -> reqwest::Request {
     let mut request = reqwest::Request::new(method, url);
-    let json = HeaderValue::from_static("application/json");
     request.headers_mut().clone_from(headers);
-    request.headers_mut().insert(header::ACCEPT, json);
+    let own = request.headers_mut();
+    own.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    // Without it any coding is welcome (RFC 9110, section 12.5.3), and some servers then compress.
+    own.insert(
+        header::ACCEPT_ENCODING,
+        HeaderValue::from_static("identity"),
+    );
     request
+}
+
+/// The batches of a list that have this external id; `None` where there is none
+/// and the list does not prove it: it is full, or it shows batches without the
+/// member that was asked for.
+fn with_external_id(mut listed: Vec<Batch>, external_id: &str) -> Option<Vec<Batch>> {
+    let is_answer = listed.len() < LISTED && listed.iter().all(|b| b.external_id.is_some());
+    listed.retain(|batch| batch.external_id.as_deref() == Some(external_id));
+    listed.sort_by_key(|batch| batch.created.map(|t| (t.seconds, t.nanos)));
+    (is_answer || !listed.is_empty()).then_some(listed)
 }
 
 /// Counts connections. The HTTP client copies its connector half a dozen times
@@ -334,103 +347,6 @@ fn below(mut base: Url, name: &str) -> Url {
         path.pop_if_empty().push(name);
     }
     base
-}
-
-/// An answer as it came.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    /// As much of it as is read of such an answer.
-    body: Vec<u8>,
-    end: BodyEnd,
-}
-
-enum BodyEnd {
-    Complete,
-    TooLarge,
-    Broken,
-}
-
-impl Answer {
-    async fn of(response: &mut Response) -> Self {
-        let status = response.status();
-        let headers = mem::take(response.headers_mut());
-        let mut body = Vec::new();
-        let largest = match status.is_success() {
-            true => LARGEST_ANSWER,
-            false => LARGEST_ERROR,
-        };
-        let end = loop {
-            if status.is_redirection() {
-                break BodyEnd::Complete; // it says nothing
-            }
-            match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() > largest => {
-                    body.extend_from_slice(&chunk[..largest - body.len()]);
-                    break BodyEnd::TooLarge;
-                }
-                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-                Ok(None) => break BodyEnd::Complete,
-                Err(_) => break BodyEnd::Broken,
-            }
-        };
-        Answer {
-            status,
-            headers,
-            body,
-            end,
-        }
-    }
-
-    /// What happened is decided by the status; the body, even half of one, only
-    /// explains.
-    fn outcome<T>(
-        self,
-        quote: &Quote<'_>,
-        read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
-    ) -> Result<T, Failure> {
-        let Answer {
-            status,
-            headers,
-            body,
-            end,
-        } = self;
-        if status.is_redirection() {
-            let host = redirect_host(&headers, quote);
-            return Err(Failure::Redirected { status, host });
-        }
-        let request_id = || header_text(&headers, &REQUEST_ID, quote);
-        if !status.is_success() {
-            let error = match body.is_empty() {
-                true => ApiError::default(),
-                false => error_body::read(&body, quote),
-            };
-            return Err(Failure::Refused(Box::new(Refusal {
-                status,
-                error,
-                retry_after: retry_after(&headers),
-                request_id: request_id(),
-            })));
-        }
-        let problem = match end {
-            BodyEnd::Complete => match read(&body) {
-                Ok(answer) => return Ok(answer),
-                Err(no_batch) => no_batch.to_string(),
-            },
-            BodyEnd::TooLarge => format!("is larger than {LARGEST_ANSWER} bytes"),
-            BodyEnd::Broken => "is incomplete".to_owned(),
-        };
-        let location = header_text(&headers, &header::LOCATION, quote);
-        let batch_id = location.as_deref().and_then(batch_id_of).map(str::to_owned);
-        Err(Failure::Unusable(Box::new(UnusableAnswer {
-            status,
-            problem,
-            beginning: quote.bytes(&body[..body.len().min(4 * QUOTED)], QUOTED),
-            location,
-            batch_id,
-            request_id: request_id(),
-        })))
-    }
 }
 
 /// What an error means for which no status line has arrived.
@@ -484,74 +400,4 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
             None => error.source(),
         }
     })
-}
-
-/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    let delay = match value.parse() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(value)
-            .ok()?
-            .duration_since(std::time::SystemTime::now())
-            .unwrap_or_default(),
-    };
-    Some(delay.min(LONGEST))
-}
-
-fn header_text(
-    headers: &HeaderMap,
-    name: &header::HeaderName,
-    quote: &Quote<'_>,
-) -> Option<String> {
-    Some(quote.bytes(headers.get(name)?.as_bytes(), QUOTED))
-}
-
-fn redirect_host(headers: &HeaderMap, quote: &Quote<'_>) -> Option<String> {
-    let location = header_text(headers, &header::LOCATION, quote)?;
-    Some(Url::parse(&location).ok()?.host_str()?.to_owned())
-}
-
-/// `…/batches/{id}` → `{id}`.
-fn batch_id_of(location: &str) -> Option<&str> {
-    let (_, id) = location.split_once("/batches/")?;
-    let id = id.split(['?', '#']).next()?.trim_end_matches('/');
-    (!id.is_empty() && !id.contains('/')).then_some(id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_in_both_forms() {
-        let of = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("retry-after", value.parse().expect("a value"));
-            retry_after(&headers)
-        };
-        assert_eq!(of("7"), Some(Duration::from_secs(7)));
-        assert_eq!(of("99999999999"), Some(Duration::from_secs(86400)));
-        assert_eq!(of("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
-        let soon = std::time::SystemTime::now() + Duration::from_secs(60);
-        let delay = of(&httpdate::fmt_http_date(soon)).expect("a date");
-        assert!((58..=60).contains(&delay.as_secs()), "{delay:?}");
-        for odd in ["", "-1", "soon"] {
-            assert_eq!(of(odd), None, "{odd}");
-        }
-    }
-
-    #[test]
-    fn the_batch_id_in_a_location() {
-        for (location, id) in [
-            ("/data/foundation/catalog/batches/5d01", Some("5d01")),
-            ("https://host/batches/5d01/?x=1", Some("5d01")),
-            ("/batches/", None),
-            ("/batches/5d01/files", None),
-            ("/other", None),
-        ] {
-            assert_eq!(batch_id_of(location), id, "{location}");
-        }
-    }
 }

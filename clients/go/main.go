@@ -54,14 +54,26 @@ func main() {
 	fmt.Println(answer.Batch.Id, answer.Batch.Status)
 }
 
+// outcome tells whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an
+// error without the gateway's ErrorInfo comes from the library or from somebody in between, and
+// whatever its code is, it proves nothing.
+func outcome(err error) string {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.Domain == "aep-batch-gateway" {
+			return info.Metadata["outcome"]
+		}
+	}
+	return "UNKNOWN"
+}
+
 // fail says what failed, whether a batch exists, and what to do.
 func fail(err error) {
 	failure := status.Convert(err)
-	reason, outcome, more := "", "UNKNOWN", "" // Stays so if the gateway never answered.
+	reason, more := "", ""
 	for _, detail := range failure.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
-			reason, outcome = detail.Reason, detail.Metadata["outcome"]
+			reason = detail.Reason
 		case *errdetails.RetryInfo:
 			more += fmt.Sprintf("  try again in %v\n", detail.RetryDelay.AsDuration())
 		case *errdetails.BadRequest:
@@ -70,8 +82,8 @@ func fail(err error) {
 			}
 		}
 	}
-	fmt.Fprintf(os.Stderr, "%s %s %s: %s\n%s%s\n",
-		code.Code(failure.Code()), reason, outcome, failure.Message(), more, advice[outcome])
+	fmt.Fprintf(os.Stderr, "%s %s %s: %s\n%s%s\n", code.Code(failure.Code()), reason,
+		outcome(err), failure.Message(), more, advice[outcome(err)])
 	os.Exit(1)
 }
 

@@ -21,6 +21,7 @@ ANSWERS = {
     "every-field": (201, samples.REST_ANSWER),
     "empty-tag": (201, {"id": "1", "tags": {"one": ["1"], "none": []}}),
     "long-error": (400, {"title": LONG, "detail": LONG, "report": LONG}),
+    "limited": (429, {"error_code": "429001", "message": "Too many requests"}, {"retry-after": "30"}),
     "busy": (503, {"error_code": "503000", "message": "busy"}, {"retry-after": "30"}),
 }
 
@@ -87,7 +88,8 @@ FAILURES = [
     Failure("HTTP 404", "NOT_FOUND", "API_NOT_FOUND", faults=["status-404"]),
     Failure("HTTP 409", "ALREADY_EXISTS", "API_CONFLICT", faults=["status-409"]),
     Failure("HTTP 412", "FAILED_PRECONDITION", "API_PRECONDITION_FAILED", faults=["status-412"]),
-    Failure("HTTP 418", "FAILED_PRECONDITION", "API_REFUSED", faults=["status-418"]),
+    Failure("HTTP 421", "FAILED_PRECONDITION", "API_REFUSED", faults=["status-421"]),
+    Failure("HTTP 418", "UNKNOWN", "UPSTREAM_UNPROVEN", "UNKNOWN", faults=["status-418"]),
     Failure("HTTP 501", "UNIMPLEMENTED", "API_NOT_IMPLEMENTED", faults=["status-501"]),
     Failure(
         "HTTP 429",
@@ -109,7 +111,7 @@ FAILURES = [
         details=["Help"],
         retry="1s",
     ),
-    Failure("HTTP 503 of a proxy", "UNKNOWN", "PROXY_UNAVAILABLE", "UNKNOWN", faults=["proxy-503"]),
+    Failure("HTTP 503 of a proxy", "UNKNOWN", "UPSTREAM_FAILED", "UNKNOWN", faults=["proxy-503"]),
     Failure(
         "a batch whose answer a proxy lost",
         "UNKNOWN",
@@ -187,6 +189,8 @@ def play(report: Report, gateway: Gateway, api_gateway: Gateway, api: wire.Api, 
     with report.check("an error longer than metadata may be, and not in ASCII"):
         long_error(api_gateway, player)
 
+    with report.check("RESOURCE_EXHAUSTED: a call with a long deadline is not repeated"):
+        rate_limited(api_gateway, api, player)
     with report.check("UNAVAILABLE: an API that asks for more time than there is"):
         told = player.create({"datasetId": "busy"}, address=api_gateway.address, seconds=3)
         assert_failure(told, Failure("", "UNAVAILABLE", "API_UNAVAILABLE", retry="30s"))
@@ -313,6 +317,8 @@ def assert_failure(told: dict, failure: Failure) -> None:
     assert_equal(info["metadata"]["outcome"], failure.outcome, "outcome")
     assert_equal(every_metadata(told)["aep-batch-outcome"], failure.outcome, "aep-batch-outcome")
     assert_equal(told["message"], told["status"]["message"], "message")
+    twice = {"aep-batch-outcome", "x-request-id"} & {*told["headers"]} & {*told["trailers"]}
+    assert_equal(twice, set(), "told in headers and trailers")
     # What may be repeated comes as Trailers-Only, all else as headers that say "do not".
     assert_equal(bool(told["headers"]), failure.outcome != "NOT_CREATED", "has headers")
     violations = details.get("BadRequest", {}).get("fieldViolations", [])
@@ -391,6 +397,17 @@ def long_error(api_gateway: Gateway, player: Player) -> None:
     assert "Größe überschritten 🚫 100 %" in told["message"], told["message"]
     got = details_of(told)["ErrorInfo"]["metadata"]
     assert got["upstreamDetail"].startswith("Größe überschritten 🚫 100 % Größe"), short(got)
+
+
+def rate_limited(api_gateway: Gateway, api: wire.Api, player: Player) -> None:
+    """A pushback would order a retry, whatever the service config says (grpc-java)."""
+    calls, requests, begun = started(api_gateway), len(api.received), time.monotonic()
+    told = player.create({"datasetId": "limited"}, address=api_gateway.address, seconds=120)
+    took = time.monotonic() - begun
+    assert_failure(told, Failure("", "RESOURCE_EXHAUSTED", "API_RATE_LIMITED", retry="30s"))
+    assert_equal(started(api_gateway) - calls, 1, "calls")
+    assert_equal(len(api.received) - requests, 1, "requests to the API")
+    assert took < 15, f"after {took} s"
 
 
 def every_field(api_gateway: Gateway, api: wire.Api, player: Player) -> None:

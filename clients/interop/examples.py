@@ -4,14 +4,18 @@ import json
 import os
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import wire
 from gateway import Gateway
 from report import Report
 
 LIMIT = 60  # seconds that a program may take
 CREATED = r"^[0-9a-f]{32} BATCH_STATUS_LOADING$"
+NOBODY = "127.0.0.1:1"
+UNPROVEN = r"^UNAVAILABLE {reason} UNKNOWN: .*\nA batch may exist: look for it"
 
 
 @dataclass
@@ -27,19 +31,24 @@ def run(gateway: Gateway, faults: list[str], command: list[str], cwd: Path, **en
     gateway.order(*faults)
     before = len(gateway.batches())
     try:
-        ended = subprocess.run(
-            command,
-            cwd=cwd,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=LIMIT,
-        )
+        program = start(command, cwd, **environment)
+        said, _ = program.communicate(timeout=LIMIT)
     finally:
+        program.kill()
         gateway.forget_faults()
-    return Run(ended.returncode, ended.stdout.strip(), len(gateway.batches()) - before)
+    return Run(program.returncode, said.strip(), len(gateway.batches()) - before)
+
+
+def start(command: list[str], cwd: Path, **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def assert_run(ran: Run, code: int, batches: int, pattern: str) -> None:
@@ -50,7 +59,7 @@ def assert_run(ran: Run, code: int, batches: int, pattern: str) -> None:
 
 
 def play(report: Report, gateway: Gateway, example: list[str], cwd: Path) -> None:
-    example = [*example, gateway.address]
+    program, example = example, [*example, gateway.address]
     with report.check("example: a batch is created"):
         assert_run(run(gateway, [], example, cwd), 0, 1, CREATED)
     with report.check("example: UNAVAILABLE is retried"):
@@ -64,6 +73,33 @@ def play(report: Report, gateway: Gateway, example: list[str], cwd: Path) -> Non
     with report.check("example: an API that is overloaded is reported, and when to come back"):
         said = r"^UNAVAILABLE API_UNAVAILABLE NOT_CREATED: .*\n  try again in 1s\n.*may be repeated"
         assert_run(run(gateway, ["status-503"] * 9, example, cwd), 1, 0, said)
+
+    with report.check("example: UNAVAILABLE is UNKNOWN if nobody listens"):
+        said = UNPROVEN.format(reason="")
+        assert_run(run(gateway, [], [*program, NOBODY], cwd), 1, 0, said)
+    with report.check("example: UNAVAILABLE is UNKNOWN if a proxy says it"):
+        proxy, said = wire.Proxy(), UNPROVEN.format(reason=wire.Proxy.REASON)
+        assert_run(run(gateway, [], [*program, proxy.address], cwd), 1, 0, said)
+        proxy.stop()
+
+
+def play_killed(report: Report, gateway: Gateway, example: list[str], cwd: Path) -> None:
+    """Ends the gateway."""
+    with report.check("example: UNAVAILABLE is UNKNOWN if the gateway is killed"):
+        gateway.order("silence-after-create")
+        program = start([*example, gateway.address], cwd)
+        try:
+            until = time.monotonic() + LIMIT
+            while not gateway.batches() and time.monotonic() < until:
+                time.sleep(0.05)
+            batches = len(gateway.batches())
+            time.sleep(1)  # By then the call has its headers.
+            gateway.process.kill()
+            said, _ = program.communicate(timeout=LIMIT)
+        finally:
+            program.kill()
+        ran = Run(program.returncode, said.strip(), batches)
+        assert_run(ran, 1, 1, UNPROVEN.format(reason=""))
 
 
 def service_config(report: Report, gateway_program: str, file: Path) -> None:

@@ -5,13 +5,13 @@ so all play at the same time."""
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import calls
+import descriptors
 import examples
 import samples
 import tools
@@ -27,10 +27,11 @@ ROOT = CLIENTS.parent
 class Language:
     interop: list[str]  # the programs; {} is the folder
     example: list[str]
-    readme_program: str  # where the README's program is put, below CLIENTS
-    readme_commands: list[list[str]]  # what builds and runs it
+    readme_program: str = ""  # where the README's program is put, below CLIENTS
+    readme_commands: tuple[list[str], ...] = ()  # what builds and runs it
     service_config: str = "service-config.json"
     reflection: tuple[str, ...] = ("v1", "v1alpha")  # the versions that the library has
+    loads_descriptors: bool = False  # at run time, beside those of its code
 
 
 JARS = "target/classes:target/lib/*"
@@ -39,34 +40,40 @@ LANGUAGES = {
         interop=["{}/venv/bin/python", "interop.py"],
         example=["{}/venv/bin/python", "create_batch.py"],
         readme_program="python/.readme/main.py",
-        readme_commands=[
-            ["env", "PYTHONPATH=clients/python", "{}/venv/bin/python", "clients/python/.readme/main.py"]
-        ],
+        readme_commands=(
+            ["env", "PYTHONPATH=clients/python", "{}/venv/bin/python", "clients/python/.readme/main.py"],
+        ),
         reflection=("v1alpha",),
+        loads_descriptors=True,
     ),
     "node": Language(
         interop=["node", "interop.js"],
         example=["node", "create_batch.js"],
         readme_program="node/.readme/main.js",
-        readme_commands=[["node", "clients/node/.readme/main.js"]],
+        readme_commands=(["node", "clients/node/.readme/main.js"],),
     ),
     "go": Language(
         interop=["{}/bin/interop"],
         example=["{}/bin/create-batch"],
         readme_program="go/readme/main.go",
-        readme_commands=[
+        readme_commands=(
             ["go", "-C", "clients/go", "build", "-buildvcs=false", "-o", "{}/bin/readme", "./readme"],
             ["{}/bin/readme"],
-        ],
+        ),
+        loads_descriptors=True,
     ),
     "java": Language(
         interop=["java", "-cp", f"target/test-classes:{JARS}", "example.Interop"],
         example=["java", "-jar", "target/create-batch.jar"],
         readme_program="java/target/readme/Main.java",
-        readme_commands=[
-            ["sh", "-c", f"cd clients/java && exec java -cp '{JARS}' target/readme/Main.java"]
-        ],
+        readme_commands=(
+            ["sh", "-c", f"cd clients/java && exec java -cp '{JARS}' target/readme/Main.java"],
+        ),
         service_config="src/main/resources/service-config.json",
+    ),
+    "ruby": Language(
+        interop=["ruby", "interop.rb"],
+        example=["ruby", "create_batch.rb"],
     ),
 }
 
@@ -127,23 +134,32 @@ def play_language(report: Report, running: list, program: str, folder: Path, nam
 
     keepalive = calls.Keepalive(gateway, player)
     calls.play(report, gateway, api_gateway, api, player)
+    if language.loads_descriptors:
+        descriptors.play(report, player, descriptors.write(program, folder / f"{name}.binpb"))
     examples.service_config(report, program, home / language.service_config)
     examples.play(report, gateway, words(language.example), home)
-    commands = [words(command) for command in language.readme_commands]
-    examples.play_readme(report, gateway, CLIENTS / language.readme_program, commands, ROOT)
+    killed = start(Gateway(program, folder / f"{name}-killed-gateway.log"))
+    examples.play_killed(report, killed, words(language.example), home)
+    if language.readme_program:
+        commands = [words(command) for command in language.readme_commands]
+        examples.play_readme(report, gateway, CLIENTS / language.readme_program, commands, ROOT)
     keepalive.end(report)
 
 
 def play_tool(report: Report, running: list, program: str, folder: Path, name: str) -> None:
     gateway = Gateway(program, folder / f"{name}-gateway.log")
     running.append(gateway)
-    descriptors = folder / f"{name}.binpb"
-    command = [program, "descriptor", "--output", str(descriptors)]
-    subprocess.run(command, check=True, timeout=examples.LIMIT)
+    file = descriptors.write(program, folder / f"{name}.binpb")
     if name == "grpcurl":
-        tools.grpcurl(report, gateway, f"{folder}/bin/grpcurl", ROOT, descriptors)
+        tools.grpcurl(report, gateway, f"{folder}/bin/grpcurl", ROOT, file)
+    elif name == "grpcui":
+        tools.grpcui(report, gateway, f"{folder}/bin/grpcui", file)
+    elif name == "buf":
+        tools.buf_curl(report, gateway, f"{folder}/node_modules/.bin/buf", ROOT, file)
     else:
-        tools.buf_curl(report, gateway, f"{folder}/node_modules/.bin/buf", ROOT, descriptors)
+        python = folder / "venv/bin/python"
+        [google] = (folder / "venv/lib").glob("*/site-packages")
+        descriptors.protoc(report, [str(python), "-m", "grpc_tools.protoc"], google, ROOT, file)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""grpcurl and buf curl, as a person would use them."""
+"""grpcurl, grpcui and buf curl, as a person would use them."""
 
 import base64
 import json
 import os
+import re
+import subprocess
+import urllib.request
+from http.cookiejar import CookieJar
 from pathlib import Path
 
 from examples import LIMIT, Run, assert_run, of_readme, run
-from gateway import CREDENTIALS, Gateway
+from gateway import CREDENTIALS, PROCESSES, START, Gateway, time_limit
 from report import Report
 
 SERVICE = "aep.ingestion.v1.BatchService"
@@ -69,6 +73,44 @@ def grpcurl(report: Report, gateway: Gateway, program: str, cwd: Path, descripto
         assert_run(ran, 64 + 4, 1, "Code: DeadlineExceeded\n")
     with report.check("health"):
         assert_run(plain(address, "grpc.health.v1.Health/Check"), 0, 0, '"status": "SERVING"')
+
+
+def grpcui(report: Report, gateway: Gateway, program: str, descriptors: Path) -> None:
+    schemas = {"reflection": [], "the schema of the binary": ["-protoset", str(descriptors)]}
+    for name, arguments in schemas.items():
+        with report.check(f"an error, with {name}: its details can be read"):
+            process = subprocess.Popen(
+                [program, "-plaintext", "-port", "0", *arguments, gateway.address],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            PROCESSES.append(process)
+            try:
+                with time_limit(process, START):
+                    page = re.search(r"http://\S+/", process.stdout.readline()).group()
+                gateway.order(*LOST)
+                told = invoke(page)
+            finally:
+                process.kill()
+            details = [detail["message"] for detail in told["error"]["details"]]
+            assert told["error"]["name"] == "Unknown", told
+            assert details[0].get("reason") == "CONNECTION_LOST", details
+            assert [*details[0]["metadata"]] == ["outcome"], details
+            assert all("@value" not in detail for detail in details), details
+
+
+def invoke(page: str) -> dict:
+    """Makes a call, as grpcui's page does."""
+    cookies = CookieJar()
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(cookies))
+    browser.open(page, timeout=LIMIT).read()
+    [token] = [cookie.value for cookie in cookies]
+    metadata = [{"name": name, "value": value} for name, value in CREDENTIALS]
+    form = json.dumps({"metadata": metadata, "data": [json.loads(REQUEST)]})
+    headers = {"content-type": "application/json", "x-grpcui-csrf-token": token}
+    request = urllib.request.Request(f"{page}invoke/{SERVICE}.CreateBatch", form.encode(), headers)
+    return json.load(browser.open(request, timeout=LIMIT))
 
 
 def buf_curl(report: Report, gateway: Gateway, program: str, cwd: Path, descriptors: Path) -> None:

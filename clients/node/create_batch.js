@@ -4,7 +4,6 @@ import { readFileSync } from 'node:fs';
 
 import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
-import googleProtos from 'google-proto-files';
 
 const file = (path) => new URL(path, import.meta.url).pathname;
 // As `aep-batch-gateway descriptor --service-config` prints it: UNAVAILABLE is retried, and
@@ -20,24 +19,35 @@ const ADVICE = {
 const types = protoLoader.loadSync(
   ['aep/ingestion/v1/batch_service.proto', 'google/rpc/status.proto', 'google/rpc/error_details.proto'],
   // `json` unpacks the details of errors.
-  { includeDirs: [file('../../proto'), googleProtos.getProtoPath('..')], enums: String, longs: String, json: true },
+  { includeDirs: [file('../../proto')], enums: String, longs: String, json: true },
 );
 const { BatchService } = grpc.loadPackageDefinition(types).aep.ingestion.v1;
 
-// What failed, whether a batch exists, and what to do.
-function explain(error) {
+// The error's detail of a type of google.rpc, if it has one.
+function detail(error, name) {
   const [packed] = error.metadata.get('grpc-status-details-bin');
   const details = packed ? types['google.rpc.Status'].deserialize(packed).details : [];
-  const detail = (name) => details.find((one) => one['@type'].endsWith(`/google.rpc.${name}`));
-  const { reason = '', metadata = {} } = detail('ErrorInfo') ?? {}; // None if the gateway never answered.
-  const outcome = metadata.outcome ?? 'UNKNOWN';
-  const lines = [`${grpc.status[error.code]} ${reason} ${outcome}: ${error.details}`];
-  for (const { field, description } of detail('BadRequest')?.fieldViolations ?? []) {
+  return details.find((one) => one['@type'].endsWith(`/google.rpc.${name}`)) ?? {};
+}
+
+// Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error without
+// the gateway's ErrorInfo comes from the library or from somebody in between, and whatever its
+// code is, it proves nothing.
+function outcome(error) {
+  const { domain, metadata } = detail(error, 'ErrorInfo');
+  return domain === 'aep-batch-gateway' ? metadata.outcome : 'UNKNOWN';
+}
+
+// What failed, whether a batch exists, and what to do.
+function explain(error) {
+  const { reason = '' } = detail(error, 'ErrorInfo');
+  const lines = [`${grpc.status[error.code]} ${reason} ${outcome(error)}: ${error.details}`];
+  for (const { field, description } of detail(error, 'BadRequest').fieldViolations ?? []) {
     lines.push(`  ${field}: ${description}`);
   }
-  const delay = detail('RetryInfo')?.retryDelay;
+  const delay = detail(error, 'RetryInfo').retryDelay;
   if (delay) lines.push(`  try again in ${Number(delay.seconds ?? 0) + (delay.nanos ?? 0) / 1e9}s`);
-  return [...lines, ADVICE[outcome]].join('\n');
+  return [...lines, ADVICE[outcome(error)]].join('\n');
 }
 
 const [address = '127.0.0.1:50051', datasetId = '5c8c3c555033b814b69f947f'] = process.argv.slice(2);

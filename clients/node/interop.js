@@ -6,7 +6,6 @@ import { createInterface } from 'node:readline';
 
 import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
-import googleProtos from 'google-proto-files';
 import health from 'grpc-health-check';
 import descriptors from 'protobufjs/ext/descriptor/index.js';
 
@@ -22,7 +21,7 @@ const types = protoLoader.loadSync(
     reflectionProto('v1'),
     reflectionProto('v1alpha'),
   ],
-  { includeDirs: [file('../../proto'), googleProtos.getProtoPath('..')], enums: String, longs: String, json: true },
+  { includeDirs: [file('../../proto')], enums: String, longs: String, json: true },
 );
 const packages = grpc.loadPackageDefinition(types);
 const SERVICE_CONFIG = readFileSync(file('service-config.json'), 'utf8');

@@ -21,23 +21,31 @@ ADVICE = {
 }
 
 
+def detail(error: grpc.RpcError, message):
+    """The error's detail of the message's type, or the message as it is."""
+    status = rpc_status.from_call(error)
+    any(packed.Unpack(message) for packed in (status.details if status else []))
+    return message
+
+
+def outcome(error: grpc.RpcError) -> str:
+    """Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error
+    without the gateway's ErrorInfo comes from the library or from somebody in between, and
+    whatever its code is, it proves nothing."""
+    info = detail(error, error_details_pb2.ErrorInfo())
+    return info.metadata["outcome"] if info.domain == "aep-batch-gateway" else "UNKNOWN"
+
+
 def explain(error: grpc.RpcError) -> str:
     """What failed, whether a batch exists, and what to do."""
-    status = rpc_status.from_call(error)
-    info, retry, bad = (  # Stay empty if the gateway never answered.
-        error_details_pb2.ErrorInfo(),
-        error_details_pb2.RetryInfo(),
-        error_details_pb2.BadRequest(),
-    )
-    for detail in status.details if status else []:
-        for message in (info, retry, bad):
-            detail.Unpack(message)  # Does nothing if the detail is of another type.
-    outcome = info.metadata.get("outcome", "UNKNOWN")
-    lines = [f"{error.code().name} {info.reason} {outcome}: {error.details()}"]
+    info = detail(error, error_details_pb2.ErrorInfo())
+    bad = detail(error, error_details_pb2.BadRequest())
+    retry = detail(error, error_details_pb2.RetryInfo())
+    lines = [f"{error.code().name} {info.reason} {outcome(error)}: {error.details()}"]
     lines += [f"  {violation.field}: {violation.description}" for violation in bad.field_violations]
     if retry.HasField("retry_delay"):
         lines.append(f"  try again in {json_format.MessageToDict(retry)['retryDelay']}")
-    return "\n".join([*lines, ADVICE[outcome]])
+    return "\n".join([*lines, ADVICE[outcome(error)]])
 
 
 def main() -> None:

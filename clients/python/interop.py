@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 from aep.ingestion.v1 import batch_service_pb2 as pb
 from aep.ingestion.v1 import batch_service_pb2_grpc
-from google.protobuf import descriptor_pool, json_format
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format
 from google.rpc import error_details_pb2  # noqa: F401: so that details are known by name
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -91,7 +91,18 @@ def reflect(order: dict) -> dict:
     return {"services": list(database.get_services()), "methods": methods}
 
 
-DO = {"create": create, "check": check, "watch": watch, "reflect": reflect}
+def load(order: dict) -> dict:
+    """Adds a descriptor set's files to those of the generated code, if they are not there."""
+    pool = descriptor_pool.Default()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(Path(order["set"]).read_bytes()).file:
+        try:
+            pool.FindFileByName(file.name)
+        except KeyError:
+            pool.AddSerializedFile(file.SerializeToString())
+    return {name: pool.FindFileContainingSymbol(name).name for name in order["names"]}
+
+
+DO = {"create": create, "check": check, "watch": watch, "reflect": reflect, "load": load}
 for line in sys.stdin:
     order = json.loads(line)
     try:

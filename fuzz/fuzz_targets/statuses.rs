@@ -91,14 +91,14 @@ fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
             1 => Failure::Stopped,
             _ => Failure::Panicked,
         },
-        15 => Failure::Redirected {
-            status: http_status(input, 300..=399)?,
-            host: text(input)?,
-        },
-        16 | 17 => Failure::Refused(Box::new(Refusal {
-            status: http_status(input, 400..=999)?,
+        15..=17 => Failure::Refused(Box::new(Refusal {
+            status: http_status(input, 300..=999)?,
+            outcome: match input.arbitrary()? {
+                true => Outcome::NotCreated,
+                false => Outcome::Unknown,
+            },
             error: ApiError {
-                documented: input.arbitrary()?,
+                is_adobes: input.arbitrary()?,
                 code: text(input)?,
                 title: text(input)?,
                 detail: text(input)?,
@@ -109,9 +109,14 @@ fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
                 false => None,
             },
             request_id: text(input)?,
+            redirect_host: text(input)?,
         })),
         _ => Failure::Unusable(Box::new(UnusableAnswer {
             status: http_status(input, 200..=299)?,
+            outcome: match input.arbitrary()? {
+                true => Outcome::Created,
+                false => Outcome::Unknown,
+            },
             problem: input.arbitrary()?,
             beginning: text(input)?.unwrap_or_default(),
             location: text(input)?,

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt};
 use prost_types::{Struct, Timestamp};
 
 use super::{
-    json::{Json, Members, object_of, one_or_list, text_of},
+    json::{Json, Members, first_id, object_of, one_or_list, text_of},
     usual::batch_from_usual_json,
 };
 use crate::proto::v1::{
@@ -27,6 +27,10 @@ pub enum NoBatch {
     NotJson,
     /// The answer is JSON without a batch id.
     NoId,
+    /// The answer is an error.
+    IsError,
+    /// The answer lists other batches than it was asked for.
+    OtherBatches,
 }
 
 impl fmt::Display for NoBatch {
@@ -35,6 +39,8 @@ impl fmt::Display for NoBatch {
             NoBatch::Empty => "is empty",
             NoBatch::NotJson => "is not JSON",
             NoBatch::NoId => "names no batch id",
+            NoBatch::IsError => "is an error",
+            NoBatch::OtherBatches => "lists other batches than it was asked for",
         })
     }
 }
@@ -77,6 +83,15 @@ fn catalog_reference(json: Json<'_>) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// The batch id in an answer that may break off after it: a member `id`, or the
+/// reference in Catalog's list. The string must be whole.
+pub fn batch_id_in_beginning(body: &[u8]) -> Option<String> {
+    let text = text_of(body);
+    let id = first_id(text.trim_start_matches('\u{feff}'))?;
+    let id = id.strip_prefix("@/batches/").unwrap_or(&id);
+    (!id.is_empty()).then(|| id.to_owned())
 }
 
 /// A batch, with or without an id.

@@ -32,6 +32,18 @@ pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
         .collect()
 }
 
+/// The character for which Catalog's filter does not take an external id
+/// literally ("Filter Catalog data using query parameters: Using simple
+/// filters"): a comma separates values of which any matches, and a `!` before
+/// them means "not". An asterisk is a wildcard for names and tags; nothing says
+/// that it is none for external ids. No escape is documented for any of them.
+pub fn special_character(external_id: &str) -> Option<char> {
+    match external_id.starts_with('!') {
+        true => Some('!'),
+        false => external_id.chars().find(|c| matches!(c, ',' | '*')),
+    }
+}
+
 /// Whether a batch is what the request asks for, as far as both show it: the
 /// dataset, the members of the input format, the values of tags of the same
 /// name, and what the batch replaces. What Catalog does not show is not
@@ -41,9 +53,9 @@ pub fn is_same_content(request: &CreateBatchRequest, batch: &Batch) -> bool {
         .related_objects
         .iter()
         .filter(|object| object.r#type.as_deref() == Some("dataSet"))
-        .filter_map(|object| object.id.as_deref())
+        .filter_map(|object| object.id.as_deref().map(bare))
         .peekable();
-    let dataset = datasets.peek().is_none() || datasets.any(|id| id == request.dataset_id);
+    let dataset = datasets.peek().is_none() || datasets.any(|id| id == bare(&request.dataset_id));
 
     let format = match (&request.input_format, &batch.input_format) {
         (Some(asked), Some(shown)) => {
@@ -71,6 +83,12 @@ pub fn is_same_content(request: &CreateBatchRequest, batch: &Batch) -> bool {
         _ => true,
     };
     dataset && format && tags && replay
+}
+
+/// The id in a reference as Catalog gives it, like `@/dataSets/5c8c…` ("Create
+/// a dataset using the Catalog API"); an id alone is itself.
+fn bare(dataset: &str) -> &str {
+    dataset.strip_prefix("@/dataSets/").unwrap_or(dataset)
 }
 
 fn agree<T: PartialEq>(asked: &Option<T>, shown: &Option<T>) -> bool {
@@ -105,6 +123,21 @@ mod tests {
     }
 
     #[test]
+    fn ids_that_a_filter_takes_otherwise_are_known() {
+        for (id, special) in [
+            ("store 7, week 31", Some(',')),
+            ("!important", Some('!')),
+            ("a*", Some('*')),
+            ("!a,b*", Some('!')),
+            ("really!", None),
+            ("a~b=c<d>e&f?g/h%2C \u{e9}", None),
+            ("", None),
+        ] {
+            assert_eq!(special_character(id), special, "{id}");
+        }
+    }
+
+    #[test]
     fn content_is_compared_where_both_show_it() {
         let mut request = CreateBatchRequest {
             dataset_id: "d".to_owned(),
@@ -116,6 +149,11 @@ mod tests {
             batches.remove(0)
         };
         let other_dataset = batch(r#"{"relatedObjects":[{"type":"dataSet","id":"other"}]}"#);
+        assert!(!is_same_content(&request, &other_dataset));
+        let reference = batch(r#"{"relatedObjects":[{"type":"dataSet","id":"@/dataSets/d"}]}"#);
+        assert!(is_same_content(&request, &reference));
+        request.dataset_id = "@/dataSets/d".to_owned();
+        assert!(is_same_content(&request, &reference));
         assert!(!is_same_content(&request, &other_dataset));
         let same = batch(
             r#"{"relatedObjects":[{"type":"dataSet","id":"d"},{"type":"batch","id":"x"}],

@@ -9,7 +9,7 @@ use std::{borrow::Cow, fmt};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, SeqAccess, Visitor},
+    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 16;
 
 /// The text of a document, or of a name in it. A batch that exists matters more
 /// than bytes that are not UTF-8: these are replaced.
-pub(super) fn text_of(body: &[u8]) -> Cow<'_, str> {
+pub(crate) fn text_of(body: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(body) {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => String::from_utf8_lossy(body),
@@ -29,42 +29,42 @@ pub(super) fn text_of(body: &[u8]) -> Cow<'_, str> {
 
 /// One valid JSON value, as it was written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Json<'a>(&'a str);
+pub(crate) struct Json<'a>(&'a str);
 
 impl<'a> Json<'a> {
     /// Reads a document; `None` where it is not JSON.
-    pub(super) fn parse(text: &'a str) -> Option<Self> {
+    pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let value: &RawValue = serde_json::from_str(text).ok()?;
         Some(Json(value.get()))
     }
 
     /// The value as it was written.
-    pub(super) fn text(self) -> &'a str {
+    pub(crate) fn text(self) -> &'a str {
         self.0
     }
 
-    pub(super) fn is_null(self) -> bool {
+    pub(crate) fn is_null(self) -> bool {
         self.0 == "null"
     }
 
-    pub(super) fn is_object(self) -> bool {
+    pub(crate) fn is_object(self) -> bool {
         self.0.starts_with('{')
     }
 
     /// The digits of a number, as they were written.
-    pub(super) fn number(self) -> Option<&'a str> {
+    pub(crate) fn number(self) -> Option<&'a str> {
         self.0
             .starts_with(|c: char| c == '-' || c.is_ascii_digit())
             .then_some(self.0)
     }
 
     /// `true` or `false`.
-    pub(super) fn boolean(self) -> Option<bool> {
+    pub(crate) fn boolean(self) -> Option<bool> {
         self.0.parse().ok()
     }
 
     /// A string. `None` also for one that is no Unicode (a lone surrogate).
-    pub(super) fn string(self) -> Option<String> {
+    pub(crate) fn string(self) -> Option<String> {
         let content = self.0.strip_prefix('"')?.strip_suffix('"')?;
         if !content.contains('\\') {
             return Some(content.to_owned());
@@ -75,12 +75,12 @@ impl<'a> Json<'a> {
 
     /// The members of an object, sorted so that equal names stand together, in
     /// their order.
-    pub(super) fn object(self) -> Option<Members<'a>> {
+    pub(crate) fn object(self) -> Option<Members<'a>> {
         self.is_object().then(|| object_of(self.0)).flatten()
     }
 
     /// The elements of an array.
-    pub(super) fn array(self) -> Option<Vec<Json<'a>>> {
+    pub(crate) fn array(self) -> Option<Vec<Json<'a>>> {
         if !self.0.starts_with('[') {
             return None;
         }
@@ -89,7 +89,7 @@ impl<'a> Json<'a> {
 
     /// The value as `google.protobuf.Value`, with nothing lost: what cannot be
     /// said there is said as text.
-    pub(super) fn to_value(self) -> Value {
+    pub(crate) fn to_value(self) -> Value {
         self.to_value_at(0)
     }
 
@@ -117,7 +117,7 @@ impl<'a> Json<'a> {
     }
 
     /// An object as `google.protobuf.Struct`, with nothing lost.
-    pub(super) fn to_struct(self) -> Option<Struct> {
+    pub(crate) fn to_struct(self) -> Option<Struct> {
         self.to_struct_at(0)
     }
 
@@ -136,18 +136,47 @@ impl<'a> Json<'a> {
 }
 
 /// Names and values of an object.
-pub(super) type Members<'a> = Vec<(Cow<'a, str>, Json<'a>)>;
+pub(crate) type Members<'a> = Vec<(Cow<'a, str>, Json<'a>)>;
 
 /// Reads a document that is an object, as [`Json::object`] does; `None` where it
 /// is something else, or not JSON.
-pub(super) fn object_of(text: &str) -> Option<Members<'_>> {
+pub(crate) fn object_of(text: &str) -> Option<Members<'_>> {
     let mut members = serde_json::from_str::<Object<'_>>(text).ok()?.0;
     members.sort_by(|(a, _), (b, _)| a.len().cmp(&b.len()).then_with(|| a.cmp(b)));
     Some(members)
 }
 
+/// The string member `id` of an object, or the first string of an array, in a
+/// document that may break off after it.
+pub(crate) fn first_id(text: &str) -> Option<String> {
+    struct Seek<'a>(&'a mut Option<String>);
+    impl<'de> Visitor<'de> for Seek<'_> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object or array")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            while let Some(name) = map.next_key::<Bytes<'de>>()? {
+                match &*name.0 {
+                    b"id" => *self.0 = Some(map.next_value()?),
+                    _ => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            Ok(())
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+            *self.0 = seq.next_element()?;
+            Ok(())
+        }
+    }
+    let mut id = None;
+    // Its end, or what follows on the id, may be missing: what was found until then counts.
+    let _ = serde_json::Deserializer::from_str(text).deserialize_any(Seek(&mut id));
+    id
+}
+
 /// The one value, or the list of all where a key occurred more than once.
-pub(super) fn one_or_list<'a>(
+pub(crate) fn one_or_list<'a>(
     mut values: impl ExactSizeIterator<Item = Json<'a>>,
     to_value: impl Fn(Json<'a>) -> Value,
 ) -> Value {

@@ -7,9 +7,9 @@
 //! batch may exist goes out as Response-Headers, then trailers; only failures
 //! that are certainly NOT_CREATED stay Trailers-Only.
 //!
-//! A call that has been sent and takes its time gets its Response-Headers
-//! before its end is known: should this process, its node or the connection
-//! die from then on, the client does not retry what may exist by then.
+//! A create without an external id gets its Response-Headers before it is sent,
+//! and one that takes its time gets them then: should this process, its node or
+//! the connection die from then on, the client does not retry what may exist.
 
 use std::{
     convert::Infallible,
@@ -90,29 +90,35 @@ fn error_of(response: &Response<Body>) -> Option<Status> {
     Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok)
 }
 
+/// Nothing stands in both: Connect joins them, and would tell it twice.
 fn headers_then_trailers(response: Response<Body>) -> Response<Body> {
     let (mut head, _) = response.into_parts();
-    let all = std::mem::take(&mut head.headers);
-    // The latter two for access logs, which see headers more easily than trailers.
-    for name in [header::CONTENT_TYPE, status::OUTCOME, REQUEST_ID] {
-        if let Some(value) = all.get(&name).cloned() {
-            head.headers.insert(name, value);
-        }
+    let mut trailers = std::mem::take(&mut head.headers);
+    if let Some(content_type) = trailers.remove(header::CONTENT_TYPE) {
+        head.headers.insert(header::CONTENT_TYPE, content_type);
     }
-    let body = LateBody::Trailers(Some(trailers(all)));
+    let body = LateBody::Trailers(Some(trailers));
     Response::from_parts(head, Body::new(body))
 }
 
 /// The beginning of an answer whose end is not known yet: the headers that
-/// make a client stay.
-pub(super) fn begin(answering: Answering, record: Arc<CallRecord>) -> Response<Body> {
+/// make a client stay. `written` is polled as soon as they are queued.
+pub(super) fn begin(
+    answering: Answering,
+    written: Written,
+    record: Arc<CallRecord>,
+) -> Response<Body> {
     let request_id = record.request_id().clone();
-    let mut response = Response::new(Body::new(LateBody::Waiting(answering, record)));
+    let waiting = LateBody::Waiting(answering, Some(written), record);
+    let mut response = Response::new(Body::new(waiting));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
     headers.insert(REQUEST_ID, request_id);
     response
 }
+
+/// Ends when the headers of an answer have left.
+pub(super) type Written = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A call that the service is answering.
 pub(super) type Answering =
@@ -122,7 +128,7 @@ pub(super) type Answering =
 /// trailers follow.
 enum LateBody {
     /// The service has not answered yet; then its answer follows.
-    Waiting(Answering, Arc<CallRecord>),
+    Waiting(Answering, Option<Written>, Arc<CallRecord>),
     /// The message and trailers of a success, and its outcome.
     Message(Body, Option<HeaderValue>),
     /// Trailers alone: a failure.
@@ -139,15 +145,24 @@ impl http_body::Body for LateBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             match &mut *self {
-                LateBody::Waiting(answering, record) => {
+                LateBody::Waiting(answering, written, record) => {
+                    if let Some(waiting) = written
+                        && waiting.as_mut().poll(cx).is_ready()
+                    {
+                        *written = None;
+                    }
                     let Ok(response) = ready!(answering.as_mut().poll(cx));
                     let (response, code) = tell(response, record);
-                    let (head, body) = response.into_parts();
+                    let (mut head, body) = response.into_parts();
+                    // The early headers have told both.
+                    for told in [header::CONTENT_TYPE, REQUEST_ID] {
+                        head.headers.remove(told);
+                    }
                     *self = match code {
                         Code::Ok => {
                             LateBody::Message(body, head.headers.get(status::OUTCOME).cloned())
                         }
-                        _ => LateBody::Trailers(Some(trailers(head.headers))),
+                        _ => LateBody::Trailers(Some(head.headers)),
                     };
                 }
                 LateBody::Message(body, outcome) => {
@@ -169,10 +184,4 @@ impl http_body::Body for LateBody {
             }
         }
     }
-}
-
-/// The headers of a Trailers-Only answer as trailers.
-fn trailers(mut headers: HeaderMap) -> HeaderMap {
-    headers.remove(header::CONTENT_TYPE);
-    headers
 }

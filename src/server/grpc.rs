@@ -21,10 +21,11 @@ use super::{
     answer,
     observed::{Received, Sent},
     web::Web,
+    writes::Writes,
 };
 use crate::{
     certificates::Peer,
-    flights::Commit,
+    early_headers::EarlyHeaders,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
     status,
@@ -82,12 +83,17 @@ impl GrpcServices {
     }
 
     /// The services for one connection.
-    pub(super) fn for_peer(self: Arc<Self>, peer: Peer) -> ServicesForPeer {
-        ServicesForPeer(Arc::new((self, peer)))
+    pub(super) fn for_connection(
+        self: Arc<Self>,
+        peer: Peer,
+        writes: Arc<Writes>,
+    ) -> ServicesForConnection {
+        ServicesForConnection(Arc::new((self, Connection { peer, writes })))
     }
 
     /// Takes a request to pieces now, so that only little waits until it is answered.
-    fn answer(&self, peer: &Peer, request: Request<Body>) -> Answer {
+    fn answer(&self, connection: &Connection, request: Request<Body>) -> Answer {
+        let peer = &connection.peer;
         if request.method() != Method::POST {
             return at_once(answer::refuse(StatusCode::METHOD_NOT_ALLOWED));
         }
@@ -98,7 +104,7 @@ impl GrpcServices {
         if service == Batches::NAME {
             let (method, client) = (telemetry::Method::of(method), peer.identity.clone());
             let call = self.telemetry.call(method, request.headers(), client);
-            return self.answer_batch_call(peer, request, call);
+            return self.answer_batch_call(connection, request, call);
         }
         if !peer.allowed {
             let identity = peer.identity.as_deref();
@@ -116,7 +122,13 @@ impl GrpcServices {
         }
     }
 
-    fn answer_batch_call(&self, peer: &Peer, mut request: Request<Body>, call: Call) -> Answer {
+    fn answer_batch_call(
+        &self,
+        connection: &Connection,
+        mut request: Request<Body>,
+        call: Call,
+    ) -> Answer {
+        let peer = &connection.peer;
         let record = call.record().clone();
         if !peer.allowed {
             record.refused(&status::CLIENT_NOT_ALLOWED);
@@ -125,9 +137,9 @@ impl GrpcServices {
                 status::client_not_allowed(identity, Some(id)).into_http();
             return at_once(refusal.map(|body| Body::new(Sent { body, call })));
         }
-        let commit = Commit::default();
+        let (early_headers, writes) = (EarlyHeaders::default(), connection.writes.clone());
         request.extensions_mut().insert(record.clone());
-        request.extensions_mut().insert(commit.clone());
+        request.extensions_mut().insert(early_headers.clone());
         let request = request.map(|body| Received {
             body,
             record: record.clone(),
@@ -137,7 +149,13 @@ impl GrpcServices {
             let response = tokio::select! {
                 biased;
                 Ok(response) = &mut answering => answer::shape(response, &record),
-                () = commit.committed() => answer::begin(answering, record),
+                () = early_headers.requested() => {
+                    let written = async move {
+                        writes.all_left().await;
+                        early_headers.set_written();
+                    };
+                    answer::begin(answering, Box::pin(written), record)
+                }
             };
             response.map(|body| Body::new(Sent { body, call }))
         })
@@ -151,32 +169,39 @@ fn at_once(response: Response<Body>) -> Answer {
     Box::pin(ready(response))
 }
 
-/// [`GrpcServices`] for who is at the other end of a connection.
-pub(super) struct ServicesForPeer(Arc<(Arc<GrpcServices>, Peer)>);
+/// What the calls of a connection have in common.
+struct Connection {
+    /// Who is at its other end.
+    peer: Peer,
+    writes: Arc<Writes>,
+}
 
-impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
+/// [`GrpcServices`] for one connection.
+pub(super) struct ServicesForConnection(Arc<(Arc<GrpcServices>, Connection)>);
+
+impl hyper::service::Service<Request<Incoming>> for ServicesForConnection {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let for_peer = self.0.clone();
-        let (services, peer) = &*self.0;
+        let for_connection = self.0.clone();
+        let (services, connection) = &*self.0;
         let request = request.map(Body::new);
         let answering = match services.web.clone() {
             Some(web) => {
-                let for_peer = for_peer.clone();
+                let for_connection = for_connection.clone();
                 Box::pin(async move {
-                    let (services, peer) = &*for_peer;
-                    web.answer(request, |call| services.answer(peer, call))
+                    let (services, connection) = &*for_connection;
+                    web.answer(request, |call| services.answer(connection, call))
                         .await
                 })
             }
-            None => services.answer(peer, request),
+            None => services.answer(connection, request),
         };
         Box::pin(async move {
             let mut response = answering.await;
-            if for_peer.0.draining.is_cancelled() {
+            if for_connection.0.draining.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
@@ -188,8 +213,6 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForPeer {
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTOR_SET)
-        // With it grpcurl shows the details of errors in plain text.
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 

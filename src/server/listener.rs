@@ -29,11 +29,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 use tracing::field::display;
 
-use super::{
-    grpc::{GrpcServices, ServicesForPeer},
-    tls::Tls,
-    workers::Worker,
-};
+use super::{grpc::GrpcServices, tls::Tls, workers::Worker, writes::Writes};
 use crate::{certificates::Peer, config::Listen, telemetry::Telemetry};
 
 /// A bound listener.
@@ -214,8 +210,8 @@ impl Server {
         if self.tls.is_some() {
             connections.spawn(server.serve_tls(stream, from, services, until_it_ends));
         } else {
-            let services = services.for_peer(Peer::of(None, &[]));
-            connections.spawn(server.serve(Stream::Left(stream), services, until_it_ends));
+            let peer = Peer::of(None, &[]);
+            connections.spawn(server.serve(Stream::Left(stream), services, peer, until_it_ends));
         }
         Ok(())
     }
@@ -247,8 +243,7 @@ impl Server {
                     );
                 }
                 let (server, stream) = (self.clone(), Stream::Right(Box::new(stream)));
-                let services = services.for_peer(peer);
-                server.serve(stream, services, until_it_ends).await;
+                server.serve(stream, services, peer, until_it_ends).await;
             }
             Err(error) => match error.kind() {
                 // A probe of the port.
@@ -268,13 +263,16 @@ impl Server {
     fn serve(
         self: Arc<Self>,
         stream: Stream,
-        services: ServicesForPeer,
+        services: Arc<GrpcServices>,
+        peer: Peer,
         until_it_ends: impl Send + 'static,
     ) -> impl Future<Output = ()> + Send {
-        let received = Arc::new(AtomicUsize::new(0));
+        let (received, writes) = (Arc::new(AtomicUsize::new(0)), Arc::new(Writes::default()));
+        let services = services.for_connection(peer, writes.clone());
         let stream = Counted {
             stream,
             received: received.clone(),
+            writes,
         };
         async move {
             let _until_it_ends = &until_it_ends;
@@ -367,7 +365,7 @@ fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
     }
 }
 
-/// Counts what a connection has received.
+/// Counts what a connection has received, and tells when what it sends has left.
 ///
 /// It offers no vectored writes, although it could: without them h2 puts an
 /// answer of up to 1 KiB into one write with its headers and trailers, which
@@ -375,6 +373,7 @@ fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
 struct Counted {
     stream: Stream,
     received: Arc<AtomicUsize>,
+    writes: Arc<Writes>,
 }
 
 impl AsyncRead for Counted {
@@ -397,11 +396,14 @@ impl AsyncWrite for Counted {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.writes.written();
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.writes.flushed();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -22,7 +22,7 @@ use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 
 use super::answer;
-use crate::{credentials::REQUEST_ID, status::OUTCOME};
+use crate::status::OUTCOME;
 
 /// gRPC-Web, switched on.
 #[derive(Debug)]
@@ -122,19 +122,17 @@ where
     headers.insert(header::ACCEPT, form);
     let grpc = service_fn(move |request| {
         let answering = grpc(request);
-        async { Ok::<_, Infallible>(told_once(answer::with_trailers(answering.await))) }
+        async { Ok::<_, Infallible>(outcome_last(answer::with_trailers(answering.await))) }
     });
     let Ok(response) = GrpcWebLayer::new().layer(grpc).oneshot(request).await;
     response
 }
 
-/// Tells the outcome in the trailers alone, and the request id in the headers
-/// alone: Connect joins both, and would tell each twice.
-fn told_once(mut response: Response<Body>) -> Response<Body> {
+/// Tells the outcome in the trailers, of whatever answer.
+fn outcome_last(mut response: Response<Body>) -> Response<Body> {
     let outcome = response.headers_mut().remove(OUTCOME);
     let told = move |frame: Frame<Bytes>| match frame.into_trailers() {
         Ok(mut trailers) => {
-            trailers.remove(REQUEST_ID);
             if let Some(outcome) = outcome.clone() {
                 trailers.insert(OUTCOME, outcome);
             }
@@ -198,7 +196,7 @@ impl Drop for Upload {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::NAMES;
+    use crate::credentials::{NAMES, REQUEST_ID};
 
     #[test]
     fn pages_may_send_and_read_what_a_call_needs() {

@@ -95,7 +95,6 @@ fn origin_name(origin: BatchOrigin) -> &'static str {
 fn http_status(failure: &Failure) -> Option<u16> {
     match failure {
         Failure::Refused(refusal) => Some(refusal.status.as_u16()),
-        Failure::Redirected { status, .. } => Some(status.as_u16()),
         Failure::Unusable(answer) => Some(answer.status.as_u16()),
         Failure::LookUp(look_up) => http_status(&look_up.cause),
         _ => None,

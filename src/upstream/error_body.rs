@@ -1,61 +1,89 @@
 //! The bodies of errors, in every shape that Adobe documents.
 
-use serde_json::{Map, Value};
-
-use crate::{outcome::ApiError, quote::Quote};
+use crate::{
+    mapping::json::{Json, Members, object_of, text_of},
+    outcome::ApiError,
+    quote::Quote,
+};
 
 /// How much of one text is quoted, in bytes.
 const LONGEST: usize = 1024;
 
-/// Reads the body of an answer with a status of 400 or above. Shapes
-/// ("Experience Platform troubleshooting guide", and Adobe IMS for OAuth):
+/// Reads the body of an error. Shapes ("Experience Platform troubleshooting
+/// guide", and Adobe IMS for OAuth):
 ///
 /// - `{"error_code":"403010","message":"…"}`, the API gateway
 /// - `{"type":"…","status":400,"title":"…","detail":"…","report":…}`
 /// - `{"error":"invalid_client","error_description":"…"}`, OAuth
 ///
-/// A body of another shape is quoted as it is.
+/// It is read as leniently as a success: with a byte order mark, in Latin-1,
+/// with half a surrogate pair or a number that no double holds. A body of
+/// another shape is quoted as it is.
 pub fn read(body: &[u8], quote: &Quote<'_>) -> ApiError {
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(object)) => read_object(&object, quote),
-        _ => None,
-    }
-    .unwrap_or_else(|| ApiError {
+    known_shape(body, quote).unwrap_or_else(|| ApiError {
         detail: Some(quote.bytes(body, LONGEST)).filter(|text| !text.is_empty()),
         ..Default::default()
     })
 }
 
-fn read_object(object: &Map<String, Value>, quote: &Quote<'_>) -> Option<ApiError> {
+fn known_shape(body: &[u8], quote: &Quote<'_>) -> Option<ApiError> {
+    let text = text_of(body);
+    let members = object_of(text.trim_start_matches('\u{feff}'))?;
+    read_members(&members, quote)
+}
+
+/// Whether a body is an error, in these or other shapes: it has a member that
+/// errors have and no documented batch has.
+pub(super) fn is_error(body: &[u8]) -> bool {
+    const MARKS: [&str; 6] = [
+        "error",
+        "error_code",
+        "errorCode",
+        "fault",
+        "message",
+        "title",
+    ];
+    let text = text_of(body);
+    let members = object_of(text.trim_start_matches('\u{feff}')).unwrap_or_default();
+    members
+        .iter()
+        .any(|(name, _)| MARKS.contains(&name.as_ref()))
+}
+
+fn read_members(members: &Members<'_>, quote: &Quote<'_>) -> Option<ApiError> {
+    // Of equal names the last holds, as for most readers of JSON.
+    let member = |name: &str| members.iter().rfind(|(known, _)| known == name);
+    let has = |name: &str| member(name).is_some();
+    let string = |name: &str| member(name)?.1.string();
     let text = |name: &str| {
-        let text = match object.get(name)? {
-            Value::Null => return None,
-            Value::String(text) => quote.text(text, LONGEST),
-            other => quote.text(&other.to_string(), LONGEST),
+        let (_, json) = member(name)?;
+        let text = match json.is_null() {
+            true => return None,
+            false => quote.text(&json.string().unwrap_or(json.text().to_owned()), LONGEST),
         };
         (!text.is_empty()).then_some(text)
     };
-    let has = |name: &str| object.contains_key(name);
 
     if has("error_code") {
+        let code = text("error_code");
         Some(ApiError {
-            documented: true,
-            code: text("error_code"),
+            is_adobes: code.as_deref().is_some_and(is_adobes_code),
+            code,
             detail: text("message"),
             report: text("report"),
             ..Default::default()
         })
     } else if has("title") && (has("status") || has("detail") || has("type")) {
         Some(ApiError {
-            documented: true,
+            is_adobes: string("type").is_some_and(|uri| is_adobes_type(&uri)),
             code: text("errorCode").or_else(|| text("code")),
             title: text("title"),
             detail: text("detail"),
             report: text("report"),
         })
-    } else if object.get("error").is_some_and(Value::is_string) && has("error_description") {
+    } else if member("error").is_some_and(|(_, json)| is_string(*json)) && has("error_description")
+    {
         Some(ApiError {
-            documented: true,
             code: text("error"),
             detail: text("error_description"),
             ..Default::default()
@@ -63,6 +91,27 @@ fn read_object(object: &Map<String, Value>, quote: &Quote<'_>) -> Option<ApiErro
     } else {
         None
     }
+}
+
+fn is_string(json: Json<'_>) -> bool {
+    json.text().starts_with('"')
+}
+
+/// Adobe's API gateway has codes of six digits, and nobody else calls them
+/// `error_code`.
+fn is_adobes_code(code: &str) -> bool {
+    code.len() == 6 && code.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The `type` of Adobe's problem documents: `http://ns.adobe.com/aep/errors/…`,
+/// `https://…` in newer services; the placeholder is what the troubleshooting
+/// guide shows.
+fn is_adobes_type(uri: &str) -> bool {
+    let uri = uri
+        .strip_prefix("https://")
+        .or(uri.strip_prefix("http://"))
+        .unwrap_or(uri);
+    uri.starts_with("ns.adobe.com/") || uri == "/placeholder/type/uri"
 }
 
 #[cfg(test)]
@@ -79,7 +128,7 @@ mod tests {
             (
                 r#"{"error_code":"403010","message":"Oauth token is missing."}"#,
                 ApiError {
-                    documented: true,
+                    is_adobes: true,
                     code: some("403010"),
                     detail: some("Oauth token is missing."),
                     ..Default::default()
@@ -88,7 +137,7 @@ mod tests {
             (
                 r#"{"error_code":403010,"message":null}"#,
                 ApiError {
-                    documented: true,
+                    is_adobes: true,
                     code: some("403010"),
                     ..Default::default()
                 },
@@ -96,7 +145,7 @@ mod tests {
             (
                 r#"{"type":"/placeholder/type/uri","status":400,"title":"BadRequestError","detail":"A valid content-type must be specified"}"#,
                 ApiError {
-                    documented: true,
+                    is_adobes: true,
                     title: some("BadRequestError"),
                     detail: some("A valid content-type must be specified"),
                     ..Default::default()
@@ -105,7 +154,6 @@ mod tests {
             (
                 r#"{"status":400,"title":"T","detail":{"why":"x"},"report":{"id":7}}"#,
                 ApiError {
-                    documented: true,
                     title: some("T"),
                     detail: some(r#"{"why":"x"}"#),
                     report: some(r#"{"id":7}"#),
@@ -115,7 +163,6 @@ mod tests {
             (
                 r#"{"error":"invalid_client","error_description":"no such client"}"#,
                 ApiError {
-                    documented: true,
                     code: some("invalid_client"),
                     detail: some("no such client"),
                     ..Default::default()
@@ -125,6 +172,40 @@ mod tests {
         for (body, expected) in table {
             assert_eq!(read(body.as_bytes(), &Quote::default()), expected, "{body}");
         }
+    }
+
+    #[test]
+    fn a_code_is_seen_however_badly_the_text_is_written() {
+        for body in [
+            b"\xef\xbb\xbf{\"error_code\":\"403010\"}".as_slice(),
+            b"{\"error_code\":\"403010\",\"message\":\"jet\xe9n\"}",
+            br#"{"error_code":"403010","message":"\ud83d"}"#,
+            br#"{"error_code":"403010","at":1e999,"at":-0}"#,
+            br#"{"error_code":403010}"#,
+        ] {
+            let error = read(body, &Quote::default());
+            assert_eq!(error.code.as_deref(), Some("403010"), "{error:?}");
+            assert!(error.is_adobes);
+        }
+    }
+
+    #[test]
+    fn a_problem_document_is_adobes_by_its_type() {
+        for (uri, expected) in [
+            ("http://ns.adobe.com/aep/errors/CTLG-1001-409", true),
+            ("https://ns.adobe.com/aep/errors/EXEG-0104-422", true),
+            ("/placeholder/type/uri", true),
+            ("about:blank", false),
+            ("https://cdn.example/ns.adobe.com/", false),
+            ("https://ns.adobe.com.example/", false),
+        ] {
+            let body = format!(r#"{{"type":"{uri}","title":"Conflict","status":409}}"#);
+            let error = read(body.as_bytes(), &Quote::default());
+            assert_eq!(error.is_adobes, expected, "{uri}");
+            assert_eq!(error.title.as_deref(), Some("Conflict"));
+        }
+        let nobodys = read(br#"{"error_code":"E1","message":"no"}"#, &Quote::default());
+        assert!(!nobodys.is_adobes);
     }
 
     #[test]
@@ -138,7 +219,7 @@ mod tests {
             "null",
         ] {
             let error = read(body.as_bytes(), &Quote::default());
-            assert!(!error.documented, "{body}");
+            assert!(!error.is_adobes, "{body}");
             assert_eq!(error.detail.as_deref(), Some(body));
         }
         assert_eq!(read(b" \n", &Quote::default()), ApiError::default());

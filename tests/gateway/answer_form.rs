@@ -26,12 +26,15 @@ async fn a_call_that_was_sent_and_takes_its_time_gets_its_headers_early() {
     assert_eq!(answer.headers["x-request-id"], "mine");
     assert_eq!(answer.outcome(), "CREATED");
     assert!(!answer.message.is_empty());
+    assert_eq!(answer.told_twice(), [""; 0]);
 
     upstream.meet(Fault::SilenceAfterCreate);
-    let answer = gateway.raw(&[]).await;
+    let answer = gateway.raw(&[("x-request-id", "mine")]).await;
     assert!(came_early(&answer), "{answer:?}");
     assert_eq!(answer.reason(), "UPSTREAM_TIMEOUT");
     assert_eq!(answer.outcome(), "UNKNOWN");
+    assert_eq!(answer.headers["x-request-id"], "mine");
+    assert_eq!(answer.told_twice(), [""; 0]);
 
     let (_, metrics) = gateway.page("/metrics").await;
     for line in [

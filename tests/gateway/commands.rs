@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::Output};
 
-use aep_batch_gateway::proto::{full_descriptor_set, v1::batch_service_server::SERVICE_NAME};
+use aep_batch_gateway::proto::{DESCRIPTOR_SET, v1::batch_service_server::SERVICE_NAME};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tonic::Code;
@@ -115,7 +115,7 @@ async fn healthcheck_of_nobody_fails() {
 
 #[tokio::test]
 async fn descriptor_writes_the_descriptors() {
-    assert_eq!(run(&["descriptor"]).await.stdout, full_descriptor_set());
+    assert_eq!(run(&["descriptor"]).await.stdout, DESCRIPTOR_SET);
 }
 
 #[tokio::test]

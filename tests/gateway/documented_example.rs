@@ -123,6 +123,7 @@ async fn the_documented_request_gets_the_documented_answer() {
     let version = concat!("aep-batch-gateway/", env!("CARGO_PKG_VERSION"));
     let mut documented = vec![
         ("accept", "application/json"),
+        ("accept-encoding", "identity"),
         ("content-length", "40"),
         ("content-type", "application/json"),
         ("user-agent", version),

@@ -55,7 +55,7 @@ async fn the_look_up_is_bounded_and_escaped() {
     assert_eq!(again.origin(), BatchOrigin::Found);
     let asked = upstream.received()[0].clone();
     assert_eq!(asked.method, "GET");
-    assert!(asked.path.contains("&limit=2&") && asked.path.contains("&properties="));
+    assert!(asked.path.contains("&limit=20&") && asked.path.contains("&properties="));
     assert_eq!(asked.headers["authorization"], "Bearer s3cret-token");
     assert!(!asked.headers.contains_key("content-type"));
 }

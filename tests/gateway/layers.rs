@@ -17,7 +17,7 @@ fn sources(room: &str) -> String {
 }
 
 /// From the top down; a room uses rooms that stand further right.
-const ROOMS: [&str; 19] = [
+const ROOMS: &[&str] = &[
     "cli",
     "simulator",
     "server",
@@ -33,6 +33,7 @@ const ROOMS: [&str; 19] = [
     "certificates",
     "mapping",
     "deadline",
+    "early_headers",
     "quote",
     "credentials",
     "proxies",

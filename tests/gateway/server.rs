@@ -1,6 +1,6 @@
 //! What a gRPC server owes its clients besides its own service.
 
-use aep_batch_gateway::proto::full_descriptor_set;
+use aep_batch_gateway::proto::DESCRIPTOR_SET;
 use tokio_stream::StreamExt;
 use tonic::{Code, codec::CompressionEncoding};
 use tonic_health::pb::{
@@ -83,21 +83,27 @@ async fn reflection_can_be_off() {
 #[test]
 fn the_descriptors_are_complete() {
     use prost::Message;
-    let set = prost_types::FileDescriptorSet::decode(&full_descriptor_set()[..]).unwrap();
+    let set = prost_types::FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap();
     let names: Vec<_> = set.file.iter().map(|file| file.name()).collect();
     assert_eq!(
         names,
         [
+            "google/protobuf/any.proto",
+            "google/rpc/status.proto",
+            "google/protobuf/duration.proto",
+            "google/rpc/error_details.proto",
             "google/protobuf/struct.proto",
             "google/protobuf/timestamp.proto",
             "aep/ingestion/v1/batch_service.proto",
-            "google/protobuf/any.proto",
-            "status.proto",
-            "google/protobuf/duration.proto",
-            "error_details.proto",
         ]
     );
-    assert!(set.file[2].source_code_info.is_some());
+    let api = set.file.last().unwrap();
+    assert!(api.source_code_info.is_some());
+    let details = "google/rpc/error_details.proto".to_owned();
+    assert!(
+        api.dependency.contains(&details),
+        "grpcui decodes them then"
+    );
 }
 
 #[tokio::test]

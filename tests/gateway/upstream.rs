@@ -56,7 +56,7 @@ async fn no_proxy_is_honoured_too() {
 }
 
 #[tokio::test]
-async fn cookies_are_not_kept_and_nothing_is_decompressed() {
+async fn cookies_are_not_kept_and_broken_gzip_is_no_answer() {
     let set_cookie = [("set-cookie", "a=b"), ("content-type", "application/json")];
     let compressed = [("content-encoding", "gzip")];
     let upstream = Scripted::start(vec![
@@ -75,9 +75,6 @@ async fn cookies_are_not_kept_and_nothing_is_decompressed() {
     let answer = gateway.raw(&[]).await;
     assert_eq!(answer.reason(), "ANSWER_UNUSABLE");
     for asked in upstream.requests() {
-        assert!(
-            !asked.contains("cookie") && !asked.contains("accept-encoding"),
-            "{asked}"
-        );
+        assert!(!asked.contains("cookie"), "{asked}");
     }
 }

@@ -24,6 +24,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	pb "example.com/create-batch/gen/aep/ingestion/v1"
@@ -31,6 +34,8 @@ import (
 
 type order struct {
 	Do, Address, Path, Service, Version, Compression string
+	Set                                              string
+	Names                                            []string
 	Request                                          json.RawMessage
 	Metadata                                         [][2]string
 	Seconds, CancelAfter, Keepalive                  float64
@@ -145,6 +150,40 @@ func reflect(ctx context.Context, o order) (told, error) {
 	return result, nil
 }
 
+// load adds a descriptor set's files to those of the generated code, if they are not there.
+func load(_ context.Context, o order) (told, error) {
+	bytes, err := os.ReadFile(o.Set)
+	if err != nil {
+		return nil, err
+	}
+	set := &descriptorpb.FileDescriptorSet{}
+	if err := proto.Unmarshal(bytes, set); err != nil {
+		return nil, err
+	}
+	files := protoregistry.GlobalFiles
+	for _, file := range set.File {
+		if _, err := files.FindFileByPath(file.GetName()); err == nil {
+			continue
+		}
+		built, err := protodesc.NewFile(file, files)
+		if err != nil {
+			return nil, err
+		}
+		if err := files.RegisterFile(built); err != nil {
+			return nil, err
+		}
+	}
+	result := told{}
+	for _, name := range o.Names {
+		found, err := files.FindDescriptorByName(protoreflect.FullName(name))
+		if err != nil {
+			return nil, err
+		}
+		result[name] = found.ParentFile().Path()
+	}
+	return result, nil
+}
+
 // askReflection asks in the version that is wanted. The messages of both have the same form.
 func askReflection(ctx context.Context, o order, request *reflectionv1.ServerReflectionRequest) (*reflectionv1.ServerReflectionResponse, error) {
 	if o.Version == "v1" {
@@ -218,7 +257,7 @@ func readServiceConfig() string {
 
 func main() {
 	do := map[string]func(context.Context, order) (told, error){
-		"create": create, "check": check, "watch": watch, "reflect": reflect,
+		"create": create, "check": check, "watch": watch, "reflect": reflect, "load": load,
 	}
 	lines := bufio.NewReader(os.Stdin)
 	for {

@@ -275,6 +275,7 @@ pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
 }
 
 /// One connection, frame by frame.
+#[derive(Clone)]
 pub(crate) struct Client {
     sender: SendRequest<Bytes>,
 }
@@ -301,16 +302,22 @@ impl Client {
         metadata: &[(&str, &str)],
         body: &[u8],
     ) -> Result<RawAnswer, h2::Error> {
-        let mut request =
-            http::Request::post(format!("http://localhost{path}")).header("te", "trailers");
-        if !metadata.iter().any(|(name, _)| *name == "content-type") {
-            request = request.header("content-type", "application/grpc");
-        }
-        for (name, value) in metadata {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(()).unwrap();
+        let request = post(path, metadata);
         timeout(LONG, self.exchange(request, body)).await.unwrap()
+    }
+
+    /// The response headers of any call.
+    pub(crate) async fn head(
+        &mut self,
+        path: &str,
+        metadata: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<http::response::Parts, h2::Error> {
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, mut sender) = sender.send_request(post(path, metadata), false)?;
+        sender.send_data(Bytes::copy_from_slice(body), true)?;
+        let response = timeout(LONG, response).await.unwrap()?;
+        Ok(response.into_parts().0)
     }
 
     async fn exchange(
@@ -348,6 +355,18 @@ impl Client {
     }
 }
 
+fn post(path: &str, metadata: &[(&str, &str)]) -> http::Request<()> {
+    let mut request =
+        http::Request::post(format!("http://localhost{path}")).header("te", "trailers");
+    if !metadata.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/grpc");
+    }
+    for (name, value) in metadata {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap()
+}
+
 /// An answer as it stood on the wire.
 #[derive(Debug)]
 pub(crate) struct RawAnswer {
@@ -373,6 +392,14 @@ impl RawAnswer {
     /// `aep-batch-outcome`, from where the form of the answer has it.
     pub(crate) fn outcome(&self) -> &str {
         self.trailers["aep-batch-outcome"].to_str().unwrap()
+    }
+
+    /// What stands in both headers and trailers: Connect joins them, and would
+    /// tell it twice.
+    pub(crate) fn told_twice(&self) -> Vec<&str> {
+        let twice = |name: &&str| !self.trailers_only && self.headers.contains_key(*name);
+        let names = self.trailers.keys().map(|name| name.as_str());
+        names.filter(twice).collect()
     }
 
     /// `ErrorInfo`: the reason, and one value of its metadata.

@@ -79,16 +79,30 @@ public final class CreateBatch {
     metadata.put(Metadata.Key.of(name, Metadata.ASCII_STRING_MARSHALLER), value);
   }
 
-  /** What failed, whether a batch exists, and what to do. */
-  private static String explain(StatusRuntimeException failure) throws Exception {
-    String reason = "";
-    String outcome = "UNKNOWN"; // Stays so if the gateway never answered.
-    StringBuilder more = new StringBuilder();
+  /**
+   * Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an
+   * error without the gateway's ErrorInfo comes from the library or from somebody in between, and
+   * whatever its code is, it proves nothing.
+   */
+  private static String outcome(StatusRuntimeException failure) throws Exception {
     for (var detail : StatusProto.fromThrowable(failure).getDetailsList()) {
       if (detail.is(ErrorInfo.class)) {
         ErrorInfo info = detail.unpack(ErrorInfo.class);
-        reason = info.getReason();
-        outcome = info.getMetadataOrDefault("outcome", outcome);
+        if (info.getDomain().equals("aep-batch-gateway")) {
+          return info.getMetadataOrThrow("outcome");
+        }
+      }
+    }
+    return "UNKNOWN";
+  }
+
+  /** What failed, whether a batch exists, and what to do. */
+  private static String explain(StatusRuntimeException failure) throws Exception {
+    String reason = "";
+    StringBuilder more = new StringBuilder();
+    for (var detail : StatusProto.fromThrowable(failure).getDetailsList()) {
+      if (detail.is(ErrorInfo.class)) {
+        reason = detail.unpack(ErrorInfo.class).getReason();
       } else if (detail.is(RetryInfo.class)) {
         String delay = Durations.toString(detail.unpack(RetryInfo.class).getRetryDelay());
         more.append("  try again in ").append(delay).append('\n');
@@ -99,6 +113,7 @@ public final class CreateBatch {
       }
     }
     var status = failure.getStatus();
+    String outcome = outcome(failure);
     return "%s %s %s: %s\n%s%s"
         .formatted(
             status.getCode(), reason, outcome, status.getDescription(), more, ADVICE.get(outcome));

@@ -1,0 +1,158 @@
+//! What an HTTP response proves about a request that must not be made twice.
+//!
+//! A status line is written by whoever answers: Adobe's backend, Adobe's API
+//! gateway, or any cache, CDN, proxy or filter in between. Those often answer
+//! *after* the request was processed: a lost response of the backend becomes
+//! their own 503, in HTML or as problem+json, with or without `Retry-After`. So
+//! an outcome needs proof, and where there is none it is unknown.
+
+use http::StatusCode;
+
+use crate::outcome::{ApiError, Outcome};
+
+/// What a status proves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proves {
+    /// The batch was created.
+    Created,
+    /// The batch was created, if the response names it.
+    CreatedIfNamed,
+    /// Nothing was created: the request was refused before it was processed.
+    NotCreated,
+    /// Nothing was created, if the API itself wrote the response.
+    NotCreatedIfByApi,
+    /// Nothing was created, if the body has a code that Adobe's API gateway
+    /// writes before it calls the backend.
+    NotCreatedIfByGateway,
+}
+
+/// The rule, for every status from 100 to 999. Numbers without another source
+/// are RFC 9110's.
+pub(super) fn proves(status: StatusCode) -> Proves {
+    match status.as_u16() {
+        // The documented response (Batch Ingestion API reference, "Create a new batch").
+        201 => Proves::Created,
+
+        // A filter's block page and a login page come as 200, too.
+        200 | 202..=299 => Proves::CreatedIfNamed,
+
+        // Send the same request elsewhere. After the other redirects a client goes on with GET,
+        // so they may follow on a request that was processed.
+        307 | 308 => Proves::NotCreated,
+
+        // The request itself was refused: its syntax, address, method, size, type or conditions.
+        400 | 404 | 405 | 410 | 411 | 413 | 414 | 415 | 417 | 421 | 422 | 428 | 431 => {
+            Proves::NotCreated
+        }
+
+        // Who sends it was refused: no or bad credentials, no payment, a proxy's or a network's
+        // login (511: RFC 6585).
+        401 | 402 | 407 | 511 => Proves::NotCreated,
+
+        // How it was sent was refused: the protocol, its version, a method nobody knows.
+        426 | 501 | 505 => Proves::NotCreated,
+
+        // Too many requests (RFC 6585): counted before they are processed.
+        429 => Proves::NotCreated,
+
+        // A filter that inspects responses says 403 after the fact; the two others may be about
+        // what the request has just made.
+        403 | 409 | 412 => Proves::NotCreatedIfByApi,
+
+        // All else: time-outs (408, 499, 504, 524), lost responses (444, 460, 502, 503, 520 to
+        // 523), redirects to a GET (303), and numbers that nobody has defined.
+        _ => Proves::NotCreatedIfByGateway,
+    }
+}
+
+/// What became of the request, by a response that is no success.
+pub(super) fn outcome_of_refusal(status: StatusCode, error: &ApiError) -> Outcome {
+    let by_gateway = error.code.as_deref().is_some_and(is_gateway_code);
+    let proven = match proves(status) {
+        Proves::NotCreated => true,
+        Proves::NotCreatedIfByApi => by_gateway || error.is_adobes,
+        Proves::NotCreatedIfByGateway => by_gateway && status.as_u16() >= 400,
+        Proves::Created | Proves::CreatedIfNamed => false, // no refusal
+    };
+    match proven {
+        true => Outcome::NotCreated,
+        false => Outcome::Unknown,
+    }
+}
+
+/// The codes of Adobe's API gateway. It validates requests in nginx's access
+/// phase, so before the backend is called (adobe-apiplatform/
+/// api-gateway-request-validation: README, `validatorsHandlerErrorDecorator.lua`;
+/// 403025: "Experience Platform troubleshooting guide: Request header errors").
+#[rustfmt::skip]
+const GATEWAY_CODES: [&str; 25] = [
+    "403000", "403003", "503000", // the API key; the last: it could not be validated
+    "403010", "403011", "401013", "401014", "401015", "503010", // the token
+    "403020", "403023", "403024", "403025", "503020", // the token's profile
+    "403030", "403033", "503030", "400001", "400002", // a signature
+    "403012", "403013", // the caller's address
+    "400003", // a header
+    "429001", "429002", "429050", // limits
+];
+
+/// Whether Adobe's API gateway writes this code before the backend is called.
+pub(super) fn is_gateway_code(code: &str) -> bool {
+    GATEWAY_CODES.contains(&code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(status: u16, error: &ApiError) -> Outcome {
+        let status = StatusCode::from_u16(status).expect("three digits");
+        outcome_of_refusal(status, error)
+    }
+
+    fn error(code: Option<&str>, is_adobes: bool) -> ApiError {
+        ApiError {
+            code: code.map(str::to_owned),
+            is_adobes,
+            ..Default::default()
+        }
+    }
+
+    /// The lists of the design, number by number.
+    #[test]
+    fn every_status_from_100_to_999_is_decided() {
+        let refused_before_processing = [
+            307, 308, 400, 401, 402, 404, 405, 407, 410, 411, 413, 414, 415, 417, 421, 422, 426,
+            428, 429, 431, 501, 505, 511,
+        ];
+        for number in (100..=999).filter(|number| !(200..=299).contains(number)) {
+            let nobodys = outcome(number, &error(None, false));
+            let adobes = outcome(number, &error(None, true));
+            let gateways = outcome(number, &error(Some("503010"), true));
+            let expected = match number {
+                _ if refused_before_processing.contains(&number) => [Outcome::NotCreated; 3],
+                403 | 409 | 412 => [Outcome::Unknown, Outcome::NotCreated, Outcome::NotCreated],
+                400..=999 => [Outcome::Unknown, Outcome::Unknown, Outcome::NotCreated],
+                _ => [Outcome::Unknown; 3],
+            };
+            assert_eq!([nobodys, adobes, gateways], expected, "{number}");
+        }
+        for number in 200..=299 {
+            let status = StatusCode::from_u16(number).expect("three digits");
+            let expected = match number {
+                201 => Proves::Created,
+                _ => Proves::CreatedIfNamed,
+            };
+            assert_eq!(proves(status), expected, "{number}");
+        }
+    }
+
+    #[test]
+    fn only_codes_of_the_gateways_validation_prove_anything() {
+        for code in ["503", "503001", "invalid_client", "503010 ", ""] {
+            assert_eq!(outcome(503, &error(Some(code), true)), Outcome::Unknown);
+        }
+        for code in GATEWAY_CODES {
+            assert_eq!(outcome(503, &error(Some(code), true)), Outcome::NotCreated);
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The response to a request: read within bounds, then judged.
+
+use std::{io::Read, mem, time::Duration};
+
+use flate2::read::MultiGzDecoder;
+use http::{HeaderMap, StatusCode, header};
+use reqwest::Url;
+
+use super::{
+    error_body,
+    proof::{self, Proves},
+};
+use crate::{
+    credentials::REQUEST_ID,
+    mapping::{self, NoBatch},
+    outcome::{ApiError, Failure, Outcome, Refusal, UnusableAnswer},
+    proto::v1::Batch,
+    quote::Quote,
+};
+
+/// The most that is read of a success. A list of numbers grows eleven times on
+/// its way into protobuf when it stands in a field and in `extra`, and gRPC
+/// clients take 4 MiB by default.
+const LARGEST_SUCCESS: usize = 256 * 1024;
+
+/// The most that is read of an error.
+const LARGEST_ERROR: usize = 64 * 1024;
+
+/// How much of an unusable body is quoted, in bytes.
+const QUOTED: usize = 512;
+
+/// A response as it came.
+pub(super) struct Response {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// As much of it as is read of such a response, decompressed.
+    body: Vec<u8>,
+    end: BodyEnd,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BodyEnd {
+    Complete,
+    TooLarge,
+    /// The connection ended otherwise than HTTP says that it must.
+    Broken,
+}
+
+impl Response {
+    pub(super) async fn read(response: &mut reqwest::Response) -> Self {
+        let status = response.status();
+        let headers = mem::take(response.headers_mut());
+        let mut body = Vec::new();
+        let largest = match status.is_success() {
+            true => LARGEST_SUCCESS,
+            false => LARGEST_ERROR,
+        };
+        let end = loop {
+            if status.is_redirection() {
+                break BodyEnd::Complete; // it says nothing
+            }
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() > largest => {
+                    body.extend_from_slice(&chunk[..largest - body.len()]);
+                    break BodyEnd::TooLarge;
+                }
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break BodyEnd::Complete,
+                Err(_) => break BodyEnd::Broken,
+            }
+        };
+        let (body, end) = match is_gzip(&headers) {
+            true => gunzip(&body, end, largest),
+            false => (body, end),
+        };
+        Response {
+            status,
+            headers,
+            body,
+            end,
+        }
+    }
+
+    /// The batch that the response to `POST /batches` names.
+    pub(super) fn batch(&self, quote: &Quote<'_>) -> Result<Batch, Failure> {
+        // An error, or a page: somebody in between may answer 200 with it, but never 201.
+        let may_be_an_error = proof::proves(self.status) == Proves::CreatedIfNamed;
+        self.success(quote, |body| {
+            match may_be_an_error && error_body::is_error(body) {
+                true => Err(NoBatch::IsError),
+                false => mapping::batch_from_json(body),
+            }
+        })
+    }
+
+    /// The batches that the response to Catalog's `GET /batches` lists.
+    pub(super) fn batches(&self, quote: &Quote<'_>) -> Result<Vec<Batch>, Failure> {
+        self.success(quote, mapping::batches_from_json)
+    }
+
+    /// Reads a success. JSON that is whole needs no proper end of the body.
+    fn success<T>(
+        &self,
+        quote: &Quote<'_>,
+        read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
+    ) -> Result<T, Failure> {
+        match self.status.is_success() {
+            true => read(&self.body).map_err(|error| self.unusable(quote, error)),
+            false => Err(self.refusal(quote)),
+        }
+    }
+
+    fn refusal(&self, quote: &Quote<'_>) -> Failure {
+        let error = match self.body.is_empty() {
+            true => ApiError::default(),
+            false => error_body::read(&self.body, quote),
+        };
+        Failure::Refused(Box::new(Refusal {
+            status: self.status,
+            outcome: proof::outcome_of_refusal(self.status, &error),
+            error,
+            retry_after: retry_after(&self.headers),
+            request_id: self.text_of(&REQUEST_ID, quote),
+            redirect_host: match self.status.is_redirection() {
+                true => self.redirect_host(quote),
+                false => None,
+            },
+        }))
+    }
+
+    /// A success that cannot be read. It may prove the batch all the same.
+    pub(super) fn unusable(&self, quote: &Quote<'_>, error: NoBatch) -> Failure {
+        let location = self.text_of(&header::LOCATION, quote);
+        let located = location.as_deref().and_then(batch_id_of).map(str::to_owned);
+        let shown = || match error {
+            NoBatch::IsError => None,
+            _ => mapping::batch_id_in_beginning(&self.body).map(|id| quote.text(&id, QUOTED)),
+        };
+        let batch_id = located.or_else(shown);
+        let is_proven = proof::proves(self.status) == Proves::Created || batch_id.is_some();
+        Failure::Unusable(Box::new(UnusableAnswer {
+            status: self.status,
+            outcome: match is_proven {
+                true => Outcome::Created,
+                false => Outcome::Unknown,
+            },
+            problem: match self.end {
+                BodyEnd::Complete => error.to_string(),
+                BodyEnd::TooLarge => format!("is larger than {LARGEST_SUCCESS} bytes"),
+                BodyEnd::Broken => "is incomplete".to_owned(),
+            },
+            beginning: quote.bytes(&self.body[..self.body.len().min(4 * QUOTED)], QUOTED),
+            location,
+            batch_id,
+            request_id: self.text_of(&REQUEST_ID, quote),
+        }))
+    }
+
+    fn text_of(&self, name: &header::HeaderName, quote: &Quote<'_>) -> Option<String> {
+        Some(quote.bytes(self.headers.get(name)?.as_bytes(), QUOTED))
+    }
+
+    fn redirect_host(&self, quote: &Quote<'_>) -> Option<String> {
+        let location = self.text_of(&header::LOCATION, quote)?;
+        Some(Url::parse(&location).ok()?.host_str()?.to_owned())
+    }
+}
+
+/// Requests ask for no compression, but some servers compress all the same.
+fn is_gzip(headers: &HeaderMap) -> bool {
+    let coding = headers.get(header::CONTENT_ENCODING);
+    let coding = coding.map(|coding| coding.as_bytes().trim_ascii());
+    coding.is_some_and(|coding| {
+        coding.eq_ignore_ascii_case(b"gzip") || coding.eq_ignore_ascii_case(b"x-gzip")
+    })
+}
+
+/// At most `largest` bytes of what was compressed. A body that breaks off is
+/// decompressed as far as it goes.
+fn gunzip(body: &[u8], mut end: BodyEnd, largest: usize) -> (Vec<u8>, BodyEnd) {
+    let mut text = Vec::new();
+    let mut decoder = MultiGzDecoder::new(body).take(largest as u64 + 1);
+    let read = decoder.read_to_end(&mut text);
+    if text.len() > largest {
+        text.truncate(largest);
+        end = BodyEnd::TooLarge;
+    } else if read.is_err() && end == BodyEnd::Complete {
+        end = BodyEnd::Broken;
+    }
+    (text, end)
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let delay = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value)
+            .ok()?
+            .duration_since(std::time::SystemTime::now())
+            .unwrap_or_default(),
+    };
+    Some(delay.min(LONGEST))
+}
+
+/// `…/batches/{id}` → `{id}`.
+fn batch_id_of(location: &str) -> Option<&str> {
+    let (_, id) = location.split_once("/batches/")?;
+    let id = id.split(['?', '#']).next()?.trim_end_matches('/');
+    (!id.is_empty() && !id.contains('/')).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+
+    #[test]
+    fn retry_after_in_both_forms() {
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", value.parse().expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(of("99999999999"), Some(Duration::from_secs(86400)));
+        assert_eq!(of("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = std::time::SystemTime::now() + Duration::from_secs(60);
+        let delay = of(&httpdate::fmt_http_date(soon)).expect("a date");
+        assert!((58..=60).contains(&delay.as_secs()), "{delay:?}");
+        for odd in ["", "-1", "soon"] {
+            assert_eq!(of(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn the_batch_id_in_a_location() {
+        for (location, id) in [
+            ("/data/foundation/catalog/batches/5d01", Some("5d01")),
+            ("https://host/batches/5d01/?x=1", Some("5d01")),
+            ("/batches/", None),
+            ("/batches/5d01/files", None),
+            ("/other", None),
+        ] {
+            assert_eq!(batch_id_of(location), id, "{location}");
+        }
+    }
+
+    fn zipped(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(text).expect("a vector takes it");
+        encoder.finish().expect("a vector takes it")
+    }
+
+    #[test]
+    fn gzip_is_read_as_far_as_it_goes_and_within_bounds() {
+        let text = br#"{"id":"b","padding":"0123456789abcdefghijklmnopqrstuvwxyz"}"#;
+        let whole = zipped(text);
+        let (body, end) = gunzip(&whole, BodyEnd::Complete, 1024);
+        assert!(body == text && end == BodyEnd::Complete);
+
+        let (body, end) = gunzip(&whole[..whole.len() - 12], BodyEnd::Complete, 1024);
+        assert!(text.starts_with(&body) && end == BodyEnd::Broken);
+
+        let bomb = zipped(&vec![b' '; 1024 * 1024]);
+        let (body, end) = gunzip(&bomb, BodyEnd::Complete, 1000);
+        assert!(body.len() == 1000 && end == BodyEnd::TooLarge);
+
+        let (body, end) = gunzip(b"no gzip", BodyEnd::Complete, 1000);
+        assert!(body.is_empty() && end == BodyEnd::Broken);
+    }
+}
