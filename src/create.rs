@@ -12,6 +12,7 @@ use tower::retry::budget::{Budget, TpsBudget};
 
 use crate::{
     attempts::Attempt,
+    early_headers::EarlyHeaders,
     mapping,
     outcome::{Failure, LookUpFailure, Outcome, Settled},
     proto::v1::{Batch, BatchOrigin, CreateBatchRequest},
@@ -64,6 +65,8 @@ pub struct CreateCall {
     pub attempt: Attempt,
     /// When the caller must have its answer.
     pub deadline: Option<Instant>,
+    /// The headers of its response.
+    pub early_headers: EarlyHeaders,
     /// What is known of the call.
     pub record: Arc<CallRecord>,
 }
@@ -82,6 +85,15 @@ pub struct External {
 }
 
 impl CreateCall {
+    /// A repetition of a create without an external id makes a second batch, so
+    /// nobody may repeat it by himself once anything can exist.
+    fn headers_that_leave_first(&self) -> Option<&EarlyHeaders> {
+        match self.external {
+            None => Some(&self.early_headers),
+            Some(_) => None,
+        }
+    }
+
     /// Whether a pause would outlast the caller.
     fn ends_within(&self, pause: Duration) -> bool {
         self.deadline
@@ -335,7 +347,13 @@ impl Creator {
             };
             let result = self
                 .upstream
-                .create_batch(&call.headers, call.body.clone(), &handover, &call.record)
+                .create_batch(
+                    &call.headers,
+                    call.body.clone(),
+                    &handover,
+                    call.headers_that_leave_first(),
+                    &call.record,
+                )
                 .await;
             let failure = match result {
                 Ok(batch) => {

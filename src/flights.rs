@@ -24,39 +24,25 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    early_headers::EarlyHeaders,
     outcome::{Failure, NeverSent, Settled},
     recent::ExternalId,
     telemetry::{CallRecord, Telemetry},
     upstream::Sending,
 };
 
-/// How long an answer may take before the caller is made to stay; see
-/// [`Commit`]. Refusals that a caller may retry come faster than that.
-const COMMIT_AFTER: Duration = Duration::from_millis(100);
+/// How long an answer to a create with an external id may take before its
+/// headers leave. Refusals that a caller may retry come faster than that. (Those
+/// of a create without one leave before it is sent.)
+const EARLY_HEADERS_AFTER: Duration = Duration::from_millis(100);
 
-/// With a short deadline the caller is made to stay halfway: Envoy's time for a
-/// try, which it tells as a deadline, is over for it once it has the headers.
-fn commit_after(deadline: Option<Instant>) -> Duration {
+/// With a short deadline they leave halfway: Envoy's time for a try, which it
+/// tells as a deadline, is over for it once it has the headers.
+fn early_headers_after(deadline: Option<Instant>) -> Duration {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    left.map_or(COMMIT_AFTER, |left| COMMIT_AFTER.min(left / 2))
-}
-
-/// Says that a call has been sent and takes its time, so that its response
-/// headers should go out now. A client that has seen them does not retry the
-/// call by itself, also not when this gateway or the connection to it dies.
-#[derive(Clone, Debug, Default)]
-pub struct Commit(Arc<SetOnce<()>>);
-
-impl Commit {
-    fn commit(&self) {
-        // Fails only if it was said before.
-        let _ = self.0.set(());
-    }
-
-    /// Waits until it is said.
-    pub async fn committed(&self) {
-        self.0.wait().await;
-    }
+    left.map_or(EARLY_HEADERS_AFTER, |left| {
+        EARLY_HEADERS_AFTER.min(left / 2)
+    })
 }
 
 type CreateResult = Result<Settled, Failure>;
@@ -89,8 +75,8 @@ pub struct Ticket {
     pub shared: Option<SharedBy>,
     /// When the caller must have its answer.
     pub deadline: Option<Instant>,
-    /// Where the caller waits to be made to stay.
-    pub commit: Commit,
+    /// The headers of the call's response.
+    pub early_headers: EarlyHeaders,
 }
 
 /// What calls that ride together have in common.
@@ -317,7 +303,7 @@ impl Rider {
         let (flights, flight) = (self.flights.clone(), self.flight.clone());
         let landed = flights.wait(ticket, flight.landed.wait());
         let takes_its_time = async {
-            let longest = commit_after(ticket.deadline);
+            let longest = early_headers_after(ticket.deadline);
             let mut pause = longest;
             loop {
                 sleep(pause).await;
@@ -327,13 +313,13 @@ impl Rider {
                     None => longest / 4,
                 };
             }
-            ticket.commit.commit();
+            ticket.early_headers.request();
         };
         tokio::pin!(landed);
         let landed = tokio::select! {
             biased;
             landed = &mut landed => landed,
-            () = takes_its_time => landed.await,
+            () = takes_its_time, if ticket.shared.is_some() => landed.await,
         };
         let left = match landed {
             Ok(result) => {
@@ -418,7 +404,7 @@ mod tests {
                 purpose,
             }),
             deadline: deadline.map(|deadline| Instant::now() + deadline),
-            commit: Commit::default(),
+            early_headers: EarlyHeaders::default(),
         }
     }
 
@@ -432,7 +418,7 @@ mod tests {
     /// What a connection does: it takes the body.
     async fn send(sending: &Sending) {
         let handover = sending.begin().expect("not called back");
-        let _ = handover.body(Vec::new()).collect().await;
+        let _ = handover.body(Vec::new(), None).collect().await;
     }
 
     #[tokio::test(start_paused = true)]
@@ -468,26 +454,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_caller_stays_once_its_call_was_sent_and_takes_its_time() {
         let flights = flights(2);
-        let waits = ticket(None, 0, Some(SECOND));
-        let _ = flights.ride(&waits, |_| pending()).await;
-        assert!(!waits.commit.0.initialized());
+        let waits = ticket(Some("waits"), 0, Some(SECOND));
+        let requested = tokio::select! {
+            _ = flights.ride(&waits, |_| pending()) => false,
+            () = waits.early_headers.requested() => true,
+        };
+        assert!(!requested);
 
-        let sent = ticket(None, 0, Some(SECOND));
+        let sent = ticket(Some("sent"), 0, Some(SECOND));
         let settle = |sending: Sending| async move {
             send(&sending).await;
             pending().await
         };
         let begin = Instant::now();
         let committed = async {
-            sent.commit.committed().await;
-            assert_eq!(begin.elapsed(), COMMIT_AFTER);
+            sent.early_headers.requested().await;
+            assert_eq!(begin.elapsed(), EARLY_HEADERS_AFTER);
         };
         let _ = tokio::join!(flights.ride(&sent, settle), committed);
 
-        let short = ticket(None, 0, Some(SECOND / 20));
+        let short = ticket(Some("short"), 0, Some(SECOND / 20));
         let begin = Instant::now();
         let committed = async {
-            short.commit.committed().await;
+            short.early_headers.requested().await;
             assert_eq!(begin.elapsed(), SECOND / 40);
         };
         let _ = tokio::join!(flights.ride(&short, settle), committed);

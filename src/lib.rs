@@ -24,7 +24,9 @@ pub mod attempts;
 pub mod certificates;
 pub mod credentials;
 pub mod deadline;
+pub mod early_headers;
 pub mod mapping;
+pub mod proxies;
 
 pub mod outcome;
 pub mod proto;

@@ -14,13 +14,14 @@ use crate::{
     create::{CreateCall, Creator, External},
     credentials::{self, Credentials, REQUEST_ID},
     deadline,
-    flights::{Commit, Flights, SharedBy, Ticket},
+    early_headers::EarlyHeaders,
+    flights::{Flights, SharedBy, Ticket},
     mapping,
     outcome::{Failure, Outcome, Settled, Violation},
     proto::v1::{CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService},
     recent::ExternalId,
     status::{self, CallNames},
-    telemetry::{CallRecord, Method, Telemetry},
+    telemetry::{CallRecord, Telemetry},
 };
 
 /// `aep.ingestion.v1.BatchService`.
@@ -44,7 +45,7 @@ impl BatchService for Gateway {
         &self,
         request: Request<CreateBatchRequest>,
     ) -> Result<Response<CreateBatchResponse>, Status> {
-        let (arrived, checked) = self.arrive(request);
+        let (arrived, checked) = self.arrive(request)?;
         let result = match &checked {
             Ok((ticket, call)) => {
                 let settle = |sending| {
@@ -80,7 +81,7 @@ type Checked = Result<(Ticket, Arc<CreateCall>), Failure>;
 /// What is known of a call, whether it can be made or not.
 struct Arrived {
     record: Arc<CallRecord>,
-    commit: Commit,
+    early_headers: EarlyHeaders,
     external_id: Option<String>,
     deadline: Option<Instant>,
 }
@@ -88,24 +89,26 @@ struct Arrived {
 impl Gateway {
     /// Takes a request to pieces. They end here, before the call begins: the
     /// metadata alone would be a sixth of what a call in flight takes.
-    fn arrive(&self, request: Request<CreateBatchRequest>) -> (Arrived, Checked) {
+    fn arrive(&self, request: Request<CreateBatchRequest>) -> Result<(Arrived, Checked), Status> {
         let (metadata, extensions, message) = request.into_parts();
         let metadata = metadata.as_ref();
-        let record = extensions.get::<Arc<CallRecord>>().cloned();
+        // Without them a call could not be made safely: a bug in the server.
+        let (Some(record), Some(early_headers)) = (extensions.get(), extensions.get()) else {
+            let names = CallNames {
+                request_id: &credentials::request_id(metadata),
+                external_id: None,
+                time_left: None,
+            };
+            return Err(status::from_failure(&Failure::Panicked, names));
+        };
         let mut arrived = Arrived {
-            record: record.unwrap_or_else(|| self.record(metadata)),
-            commit: extensions.get().cloned().unwrap_or_default(),
+            record: Arc::clone(record),
+            early_headers: EarlyHeaders::clone(early_headers),
             external_id: message.external_id.clone(),
             deadline: None,
         };
         let checked = self.check(&mut arrived, metadata, message);
-        (arrived, checked)
-    }
-
-    /// For a call that came another way than through the server.
-    fn record(&self, metadata: &HeaderMap) -> Arc<CallRecord> {
-        let call = self.telemetry.call(Method::CreateBatch, metadata, None);
-        call.record().clone()
+        Ok((arrived, checked))
     }
 
     /// Turns what has arrived into a call that can be made.
@@ -140,7 +143,7 @@ impl Gateway {
                 purpose: credentials::purpose(external.caller, &body),
             }),
             deadline,
-            commit: arrived.commit.clone(),
+            early_headers: arrived.early_headers.clone(),
         };
         let call = Arc::new(CreateCall {
             headers,
@@ -148,6 +151,7 @@ impl Gateway {
             external,
             attempt: Attempt::of_call(metadata),
             deadline,
+            early_headers: arrived.early_headers.clone(),
             record: record.clone(),
         });
         Ok((ticket, call))

@@ -29,6 +29,11 @@ pub const DOMAIN: &str = "aep-batch-gateway";
 /// Carries the outcome in plain metadata.
 pub const OUTCOME: HeaderName = HeaderName::from_static("aep-batch-outcome");
 
+/// On failures that may be sent again without harm, and on no others: what a
+/// mesh can be told to retry (Envoy's `retriable-headers`). Not the code, which
+/// sidecars use too when they lose a call.
+const RETRY: HeaderName = HeaderName::from_static("aep-batch-retry");
+
 /// Tells gRPC clients when to try again (gRFC A6).
 const RETRY_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
@@ -67,7 +72,10 @@ table! {
     CLIENT_NOT_ALLOWED: PermissionDenied, NotCreated;
     CREDENTIALS_MISSING: Unauthenticated, NotCreated;
     UNSUPPORTED: Unimplemented, NotCreated;
+    INVALID_FRAMING: Internal, NotCreated;
+    NOT_ONE_MESSAGE: Unimplemented, NotCreated;
     MESSAGE_TOO_LARGE: ResourceExhausted, NotCreated;
+    MESSAGE_TIMEOUT: DeadlineExceeded, NotCreated;
     GATEWAY_OVERLOADED: Unavailable, NotCreated;
     GATEWAY_STOPPING: Unavailable, NotCreated;
     EXTERNAL_ID_TAKEN: AlreadyExists, NotCreated;
@@ -294,7 +302,7 @@ pub fn from_protocol_error(row: &Row, message: &str, request_id: Option<&HeaderV
 pub fn client_not_allowed(identity: Option<&str>, request_id: Option<&HeaderValue>) -> Status {
     let message = match identity {
         Some(name) => format!(
-            "The client certificate names {}, which is not among --tls-allowed-clients",
+            "The client certificate names {}: it must name one of --tls-allowed-clients, and one alone",
             cut(name, 256)
         ),
         None => "The client certificate names no URI and no host".to_owned(),
@@ -325,10 +333,10 @@ pub fn unknown_service() -> Status {
     reason = "the one place that makes a Status"
 )]
 fn build(row: &Row, sentence: &str, details: ErrorDetails, mut metadata: HeaderMap) -> Status {
-    metadata.insert(
-        OUTCOME,
-        http::HeaderValue::from_static(row.outcome.as_str()),
-    );
+    metadata.insert(OUTCOME, HeaderValue::from_static(row.outcome.as_str()));
+    if row.code == Code::Unavailable {
+        metadata.insert(RETRY, HeaderValue::from_static("safe"));
+    }
     Status::with_error_details_and_metadata(
         row.code,
         cut(sentence, 600),
@@ -395,7 +403,7 @@ fn what_happened(failure: &Failure) -> String {
             }
             NeverSent::Stopping => "The gateway is stopping".to_owned(),
             NeverSent::Overloaded => {
-                "The gateway has as many calls in flight as it may have".to_owned()
+                "The gateway has as many calls, or bytes of them, as it may have".to_owned()
             }
         },
         Failure::DeadlineBeforeSending => {

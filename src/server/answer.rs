@@ -7,9 +7,9 @@
 //! batch may exist goes out as Response-Headers, then trailers; only failures
 //! that are certainly NOT_CREATED stay Trailers-Only.
 //!
-//! A call that has been sent and takes its time gets its Response-Headers
-//! before its end is known: should this process, its node or the connection
-//! die from then on, the client does not retry what may exist by then.
+//! A create without an external id gets its Response-Headers before it is sent,
+//! and one that takes its time gets them then: should this process, its node or
+//! the connection die from then on, the client does not retry what may exist.
 
 use std::{
     convert::Infallible,
@@ -21,9 +21,16 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
+use http_body_util::Full;
 use tonic::{Code, Status, body::Body};
 
-use crate::{credentials::REQUEST_ID, outcome::Outcome, status, telemetry::CallRecord};
+use super::arrival::Refusal;
+use crate::{
+    credentials::REQUEST_ID,
+    outcome::Outcome,
+    status::{self, CallNames},
+    telemetry::CallRecord,
+};
 
 /// Gives an answer of `BatchService` its form.
 pub(super) fn shape(response: Response<Body>, record: &CallRecord) -> Response<Body> {
@@ -45,10 +52,47 @@ pub(super) fn with_trailers(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// An answer that is no gRPC: HTTP itself tells all.
-pub(super) fn refuse(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+/// The answer to a call that no service sees.
+pub(super) fn of_refusal(
+    refusal: Refusal,
+    request_id: &HeaderValue,
+    record: Option<&CallRecord>,
+) -> Response<Body> {
+    let status = match refusal {
+        Refusal::Failed(failure) => {
+            let call = CallNames {
+                request_id,
+                external_id: None,
+                time_left: None,
+            };
+            let status = status::from_failure(&failure, call);
+            if let Some(record) = record {
+                record.create_ended(&Err(failure));
+                record.answered(status.code());
+            }
+            status
+        }
+        Refusal::Protocol(row, what) => {
+            if let Some(record) = record {
+                record.refused(row);
+            }
+            status::from_protocol_error(row, what, Some(request_id))
+        }
+        // Nobody hears it, most likely: counted as cancelled, like every call without an answer.
+        Refusal::Gone => {
+            let row = &status::INVALID_FRAMING;
+            status::from_protocol_error(row, "The request broke off", Some(request_id))
+        }
+    };
+    status.into_http()
+}
+
+/// An answer that is no gRPC, for who does not speak it: a sentence.
+pub(super) fn refuse(status: StatusCode, sentence: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::from(sentence)));
     *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 
@@ -102,15 +146,23 @@ fn headers_then_trailers(response: Response<Body>) -> Response<Body> {
 }
 
 /// The beginning of an answer whose end is not known yet: the headers that
-/// make a client stay.
-pub(super) fn begin(answering: Answering, record: Arc<CallRecord>) -> Response<Body> {
+/// make a client stay. `written` is polled as soon as they are queued.
+pub(super) fn begin(
+    answering: Answering,
+    written: Written,
+    record: Arc<CallRecord>,
+) -> Response<Body> {
     let request_id = record.request_id().clone();
-    let mut response = Response::new(Body::new(LateBody::Waiting(answering, record)));
+    let waiting = LateBody::Waiting(answering, Some(written), record);
+    let mut response = Response::new(Body::new(waiting));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
     headers.insert(REQUEST_ID, request_id);
     response
 }
+
+/// Ends when the headers of an answer have left.
+pub(super) type Written = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A call that the service is answering.
 pub(super) type Answering =
@@ -120,7 +172,7 @@ pub(super) type Answering =
 /// trailers follow.
 enum LateBody {
     /// The service has not answered yet; then its answer follows.
-    Waiting(Answering, Arc<CallRecord>),
+    Waiting(Answering, Option<Written>, Arc<CallRecord>),
     /// The message and trailers of a success, and its outcome.
     Message(Body, Option<HeaderValue>),
     /// Trailers alone: a failure.
@@ -137,7 +189,12 @@ impl http_body::Body for LateBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             match &mut *self {
-                LateBody::Waiting(answering, record) => {
+                LateBody::Waiting(answering, written, record) => {
+                    if let Some(waiting) = written
+                        && waiting.as_mut().poll(cx).is_ready()
+                    {
+                        *written = None;
+                    }
                     let Ok(response) = ready!(answering.as_mut().poll(cx));
                     let (response, code) = tell(response, record);
                     let (mut head, body) = response.into_parts();

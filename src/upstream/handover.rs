@@ -14,13 +14,15 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
+
+use crate::early_headers::EarlyHeaders;
 
 const HELD: u8 = 0;
 const TAKEN: u8 = 1;
@@ -32,9 +34,16 @@ pub struct Handover(Arc<AtomicU8>);
 
 impl Handover {
     /// A request that has not been handed over, and the body to send with it.
-    pub(crate) fn body(&self, bytes: impl Into<Bytes>) -> RevocableBody {
+    /// With `first`, these headers are on the caller's connection before a byte
+    /// of the body is handed over.
+    pub(crate) fn body(
+        &self,
+        bytes: impl Into<Bytes>,
+        first: Option<&EarlyHeaders>,
+    ) -> RevocableBody {
         RevocableBody {
             bytes: Some(bytes.into()),
+            first: first.map(|headers| Box::pin(headers.send()) as Waiting),
             handover: self.clone(),
         }
     }
@@ -122,11 +131,14 @@ impl Sending {
 }
 
 /// A request body that goes out once, unless it is revoked before.
-#[derive(Debug)]
 pub(crate) struct RevocableBody {
     bytes: Option<Bytes>,
+    /// What must be over first.
+    first: Option<Waiting>,
     handover: Handover,
 }
+
+type Waiting = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// The request was called back before a connection took its body.
 #[derive(Debug)]
@@ -146,8 +158,12 @@ impl Body for RevocableBody {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Revoked>>> {
+        if let Some(first) = &mut self.first {
+            ready!(first.as_mut().poll(cx));
+            self.first = None;
+        }
         let Some(bytes) = self.bytes.take() else {
             return Poll::Ready(None);
         };
@@ -175,24 +191,48 @@ mod tests {
     #[tokio::test]
     async fn a_body_is_taken_or_revoked_but_never_both() {
         let handover = Handover::default();
-        let body = handover.body(b"{}".to_vec());
+        let body = handover.body(b"{}".to_vec(), None);
         assert_eq!(body.size_hint().exact(), Some(2));
         let sent = body.collect().await.expect("the body").to_bytes();
         assert_eq!(&sent[..], b"{}");
         assert!(!handover.revoke());
 
         let handover = Handover::default();
-        let body = handover.body(b"{}".to_vec());
+        let body = handover.body(b"{}".to_vec(), None);
         assert!(handover.revoke());
         assert!(body.collect().await.is_err());
         assert!(handover.revoke());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_callers_headers_leave_first() {
+        let (handover, headers) = (Handover::default(), EarlyHeaders::default());
+        let body = handover.body(b"{}".to_vec(), Some(&headers));
+        let mut sent = std::pin::pin!(body.collect());
+        let waits = tokio::time::timeout(Duration::from_secs(1), sent.as_mut());
+        assert!(waits.await.is_err(), "the headers have not left");
+        headers.requested().await;
+        assert!(!handover.is_taken());
+        headers.set_written();
+        assert_eq!(&sent.await.expect("the body").to_bytes()[..], b"{}");
+
+        // Who waits for them can still be called back.
+        let (handover, headers) = (Handover::default(), EarlyHeaders::default());
+        let body = handover.body(b"{}".to_vec(), Some(&headers));
+        assert!(handover.revoke());
+        headers.set_written();
+        assert!(body.collect().await.is_err());
     }
 
     #[tokio::test]
     async fn a_call_is_called_back_or_may_be_upstream() {
         let sending = Sending::default();
         let first = sending.begin().expect("not called back");
-        first.body(Vec::new()).collect().await.expect("the body");
+        first
+            .body(Vec::new(), None)
+            .collect()
+            .await
+            .expect("the body");
         assert!(
             !sending.call_back(),
             "the first attempt may have created something"
@@ -200,7 +240,7 @@ mod tests {
         sending.nothing_was_created();
         let second = sending.begin().expect("not called back");
         assert!(sending.call_back(), "the second was not sent");
-        assert!(second.body(Vec::new()).collect().await.is_err());
+        assert!(second.body(Vec::new(), None).collect().await.is_err());
         assert!(sending.begin().is_none());
     }
 }

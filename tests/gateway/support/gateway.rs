@@ -243,6 +243,11 @@ impl Gateway {
         }
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         self.signal("-TERM");
@@ -250,7 +255,7 @@ impl Gateway {
 
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: &str) {
-        let pid = self.child.id().unwrap().to_string();
+        let pid = self.pid().to_string();
         let sent = std::process::Command::new("kill")
             .args([signal, &pid])
             .status();
@@ -275,6 +280,7 @@ pub(crate) fn frame(message: &impl Message) -> Vec<u8> {
 }
 
 /// One connection, frame by frame.
+#[derive(Clone)]
 pub(crate) struct Client {
     sender: SendRequest<Bytes>,
 }
@@ -301,16 +307,22 @@ impl Client {
         metadata: &[(&str, &str)],
         body: &[u8],
     ) -> Result<RawAnswer, h2::Error> {
-        let mut request =
-            http::Request::post(format!("http://localhost{path}")).header("te", "trailers");
-        if !metadata.iter().any(|(name, _)| *name == "content-type") {
-            request = request.header("content-type", "application/grpc");
-        }
-        for (name, value) in metadata {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(()).unwrap();
+        let request = post(path, metadata);
         timeout(LONG, self.exchange(request, body)).await.unwrap()
+    }
+
+    /// The response headers of any call.
+    pub(crate) async fn head(
+        &mut self,
+        path: &str,
+        metadata: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<http::response::Parts, h2::Error> {
+        let mut sender = self.sender.clone().ready().await?;
+        let (response, mut sender) = sender.send_request(post(path, metadata), false)?;
+        sender.send_data(Bytes::copy_from_slice(body), true)?;
+        let response = timeout(LONG, response).await.unwrap()?;
+        Ok(response.into_parts().0)
     }
 
     async fn exchange(
@@ -346,6 +358,18 @@ impl Client {
             ended_after: begin.elapsed(),
         })
     }
+}
+
+fn post(path: &str, metadata: &[(&str, &str)]) -> http::Request<()> {
+    let mut request =
+        http::Request::post(format!("http://localhost{path}")).header("te", "trailers");
+    if !metadata.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/grpc");
+    }
+    for (name, value) in metadata {
+        request = request.header(*name, *value);
+    }
+    request.body(()).unwrap()
 }
 
 /// An answer as it stood on the wire.
