@@ -76,20 +76,18 @@ impl TlsFiles {
         let mut problem = |flag, path: &PathBuf, what: &str| {
             problems.push(format!("--tls-{flag}-file {what}: {}", path.display()));
         };
-        let chain = certificates(&pem.cert);
-        if chain.is_none() {
-            problem("cert", &self.cert, "has no PEM certificate");
-        }
+        let chain = certificates(&pem.cert)
+            .map_err(|what| problem("cert", &self.cert, &what))
+            .ok();
         let key = PrivateKeyDer::from_pem_slice(&pem.key).ok();
         if key.is_none() {
             problem("key", &self.key, "has no PEM key");
         }
         let mut roots = None;
         if let (Some(path), Some(pem)) = (&self.client_ca, &pem.client_ca) {
-            roots = authorities(pem);
-            if roots.is_none() {
-                problem("client-ca", path, "has no PEM certificate of an authority");
-            }
+            roots = certificates(pem)
+                .map_err(|what| problem("client-ca", path, &what))
+                .ok();
         }
         let (Some(chain), Some(key), true) = (chain, key, problems.is_empty()) else {
             return Err(problems);
@@ -105,11 +103,13 @@ impl TlsFiles {
         let builder = ServerConfig::builder();
         let builder = match roots {
             None => builder.with_no_client_auth(),
-            Some(roots) => builder.with_client_cert_verifier(
-                WebPkiClientVerifier::builder(Arc::new(roots))
-                    .build()
-                    .map_err(|error| vec![format!("--tls-client-ca-file is bad: {error}")])?,
-            ),
+            Some(trusted) => {
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(trusted);
+                let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
+                let told = |error| vec![format!("--tls-client-ca-file is bad: {error}")];
+                builder.with_client_cert_verifier(verifier.map_err(told)?)
+            }
         };
         let mut server = builder
             .with_single_cert(chain, key)
@@ -122,17 +122,47 @@ impl TlsFiles {
     }
 }
 
-fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    all.ok().filter(|all| !all.is_empty())
-}
-
-fn authorities(pem: &[u8]) -> Option<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(pem)? {
-        roots.add(certificate).ok()?;
+/// The certificates in a PEM file; or what is wrong with it, as the end of a
+/// sentence. The library's own iterator takes a certificate without its END line
+/// and the next one as one.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    const BEGIN: &str = "-----BEGIN ";
+    const LABEL: &str = "CERTIFICATE";
+    let text = String::from_utf8_lossy(pem);
+    let ends = |section: &str| section.matches("-----END ").count();
+    let mut good = Vec::new();
+    let bad =
+        |number: usize, why: &str| Err(format!("has a bad certificate, number {number}: {why}"));
+    let mut sections = text.split(BEGIN);
+    if sections.next().is_some_and(|comment| ends(comment) > 0) {
+        return bad(1, "it has no BEGIN line");
     }
-    Some(roots)
+    for section in sections {
+        let number = good.len() + 1;
+        let label = section.split(['-', '\r', '\n']).next().unwrap_or_default();
+        // The file may hold other things too, such as a key.
+        if LABEL.starts_with(label.trim_end()) {
+            if ends(section) == 0 {
+                return bad(number, "it has no END line");
+            }
+            let certificate =
+                CertificateDer::from_pem_slice(format!("{BEGIN}{section}").as_bytes());
+            let certificate = certificate
+                .ok()
+                .filter(|certificate| RootCertStore::empty().add(certificate.clone()).is_ok());
+            match certificate {
+                Some(certificate) => good.push(certificate),
+                None => return bad(number, "it is cut or damaged"),
+            }
+        }
+        if ends(section) > 1 {
+            return bad(good.len() + 1, "it has no BEGIN line");
+        }
+    }
+    match good.is_empty() {
+        true => Err("has no PEM certificate".to_owned()),
+        false => Ok(good),
+    }
 }
 
 /// `tbsCertificate.validity` (RFC 5280, section 4.1), in Unix seconds.
@@ -163,7 +193,8 @@ fn time(value: AnyRef<'_>) -> der::Result<i64> {
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// A name in its certificate: the first that is on the list, or the first.
+    /// The name in its certificate that is on the list, or the first. Where several
+    /// are, all of them.
     pub identity: Option<Arc<str>>,
     /// Whether it may call.
     pub allowed: bool,
@@ -171,24 +202,47 @@ pub struct Peer {
 
 impl Peer {
     /// Who has shown a certificate, which has been verified, or none.
+    ///
+    /// An authority that may only name one domain can still issue any URI, so an
+    /// entry of the list is compared with names of its own kind alone. A certificate
+    /// with several of the list is nobody's in particular, and so is one for SPIFFE
+    /// with another URI (X.509-SVID, section 2: exactly one).
     pub fn of(certificate: Option<&CertificateDer<'_>>, allowed: &[String]) -> Self {
-        let names = certificate.map(names).unwrap_or_default();
-        let listed = names.iter().find(|name| allowed.contains(name));
+        let certificate = certificate.and_then(|shown| EndEntityCert::try_from(shown).ok());
+        let certificate = certificate.as_ref();
+        let uris: Vec<&str> = certificate.map_or_else(Vec::new, |c| c.valid_uri_names().collect());
+        let dns: Vec<&str> = certificate.map_or_else(Vec::new, |c| c.valid_dns_names().collect());
+        let is_spiffe = uris.iter().any(|uri| uri.starts_with("spiffe://"));
+        let listed = allowed.iter().map(String::as_str).filter(|entry| {
+            let same_kind = if is_uri(entry) { &uris } else { &dns };
+            same_kind.contains(entry)
+        });
+        let mut names: Vec<&str> = listed.collect();
+        let allowed = allowed.is_empty() || (names.len() == 1 && !(is_spiffe && uris.len() > 1));
+        if names.is_empty() {
+            names.extend(uris.iter().chain(&dns).next());
+        }
         Peer {
-            identity: listed.or(names.first()).map(|name| name.as_str().into()),
-            allowed: allowed.is_empty() || listed.is_some(),
+            identity: (!names.is_empty()).then(|| shown(&names.join(" and ")).into()),
+            allowed,
         }
     }
 }
 
-/// The URIs and DNS names among the subject alternative names.
-fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok(certificate) = EndEntityCert::try_from(certificate) else {
-        return Vec::new();
-    };
-    let uris = certificate.valid_uri_names();
-    let names = uris.chain(certificate.valid_dns_names());
-    names.map(str::to_owned).collect()
+/// Whether an entry of the list is a URI, and not a DNS name.
+pub fn is_uri(entry: &str) -> bool {
+    entry.contains(':')
+}
+
+/// A name as it may stand in a log: whoever issues certificates chose it.
+fn shown(name: &str) -> String {
+    const LONGEST: usize = 256;
+    let mut name = name.replace(|c: char| c.is_control() || c.is_whitespace(), " ");
+    if name.len() > LONGEST {
+        name.truncate(name.floor_char_boundary(LONGEST));
+        name.push('…');
+    }
+    name
 }
 
 #[cfg(test)]
@@ -213,6 +267,51 @@ mod tests {
     }
 
     #[test]
+    fn a_bad_certificate_in_a_file_is_named() {
+        let pem = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new([name.to_owned()]).unwrap();
+            (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+        };
+        let [(a, key), (b, _), (c, _)] = ["a.example", "b.example", "c.example"].map(pem);
+        let lines = |pem: &str, some: std::ops::Range<usize>| {
+            let lines: Vec<_> = pem.lines().skip(some.start).take(some.len()).collect();
+            lines.join("\n") + "\n"
+        };
+        let all = b.lines().count();
+        let cut_at = |byte: usize| b[..byte].to_owned();
+        let without_end = lines(&b, 0..all - 1);
+        let without_begin = lines(&b, 1..all);
+        let a_line_less = lines(&b, 0..2) + &lines(&b, 3..all);
+        let damaged = b.replacen("MII", "M!I", 1);
+        for (cut, why) in [
+            (&without_end, "it has no END line"),
+            (&without_begin, "it has no BEGIN line"),
+            (&a_line_less, "it is cut or damaged"),
+            (&damaged, "it is cut or damaged"),
+            (&cut_at(15), "it has no END line"),
+            (&cut_at(100), "it has no END line"),
+            (&cut_at(b.len() - 12), "it is cut or damaged"),
+        ] {
+            for (pem, number) in [
+                (format!("{cut}\n{a}"), 1),
+                (format!("# a\n{a}{key}{cut}\n{c}"), 2),
+                (format!("{a}{c}\r\n{cut}"), 3),
+            ] {
+                let told = certificates(pem.as_bytes()).unwrap_err();
+                let expected = format!("has a bad certificate, number {number}: {why}");
+                assert_eq!(told, expected, "{pem}");
+            }
+        }
+        let good = format!("caf\u{e9}\n{a}{key}\n{b}").replace('\n', "\r\n");
+        assert_eq!(certificates(good.as_bytes()).unwrap().len(), 2);
+        for none in ["", "nothing", &key] {
+            let told = certificates(none.as_bytes()).unwrap_err();
+            assert_eq!(told, "has no PEM certificate");
+        }
+    }
+
+    #[test]
     fn the_begin_and_end_of_a_certificate() {
         // Up to 2049 and after it, certificates have two forms of time.
         for (year, seconds) in [(2031, 1_927_843_200), (2061, 2_874_614_400)] {
@@ -224,18 +323,37 @@ mod tests {
 
     #[test]
     fn a_peer_is_who_its_certificate_names() {
+        const BOTH: &str = "b.example and spiffe://td/ns/a/sa/b";
         let shown = certificate(&["a.example", "spiffe://td/ns/a/sa/b", "b.example"], 2031);
         for (allowed, identity, may) in [
             (&[][..], "spiffe://td/ns/a/sa/b", true),
             (&["b.example"], "b.example", true),
             (&["spiffe://td/ns/a/sa"], "spiffe://td/ns/a/sa/b", false),
             (&["example", "B.example"], "spiffe://td/ns/a/sa/b", false),
+            (&["b.example", "spiffe://td/ns/a/sa/b"], BOTH, false),
         ] {
             let allowed: Vec<_> = allowed.iter().map(|name| name.to_string()).collect();
             let peer = Peer::of(Some(&shown), &allowed);
             assert_eq!(peer.identity.as_deref(), Some(identity), "{allowed:?}");
             assert_eq!(peer.allowed, may, "{allowed:?}");
         }
+        // Each kind in the other's clothes.
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![
+            SanType::URI("a.example".try_into().unwrap()),
+            SanType::DnsName("spiffe://td/a".try_into().unwrap()),
+        ];
+        let key = KeyPair::generate().unwrap();
+        let disguised = params.self_signed(&key).unwrap();
+        for allowed in ["a.example", "spiffe://td/a"] {
+            let peer = Peer::of(Some(disguised.der()), &[allowed.to_owned()]);
+            assert!(!peer.allowed, "{allowed}");
+        }
+        let two = certificate(&["spiffe://td/a", "spiffe://td/b"], 2031);
+        assert!(!Peer::of(Some(&two), &["spiffe://td/a".to_owned()]).allowed);
+        let odd = certificate(&[&format!("x://\n{}", "y".repeat(10_000))], 2031);
+        let identity = Peer::of(Some(&odd), &[]).identity.unwrap();
+        assert!(identity.len() < 300 && !identity.contains('\n'));
         for nameless in [None, Some(&certificate(&[], 2031))] {
             let peer = Peer::of(nameless, &["a".to_owned()]);
             assert!(peer.identity.is_none() && !peer.allowed);

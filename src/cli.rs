@@ -27,8 +27,9 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    config::{Listen, Settings},
+    config::{Config, Listen, Problems, Settings},
     proto::{DESCRIPTOR_SET, SERVICE_CONFIG},
+    proxies::Proxies,
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
     telemetry::{self, Telemetry, Tracing},
@@ -148,10 +149,8 @@ fn parse() -> Result<(Cli, ArgMatches), ExitCode> {
     let Some((name, file)) = settings_file::of(&matches) else {
         return from_matches(matches);
     };
-    let with_file = settings_file::apply(command(), &name, &file).map_err(|problems| {
-        tell_problems(&problems);
-        ExitCode::from(USAGE)
-    })?;
+    let with_file =
+        settings_file::apply(command(), &name, &file).map_err(|problems| refuse(&problems))?;
     from_matches(with_file.get_matches())
 }
 
@@ -164,27 +163,26 @@ fn from_matches(matches: ArgMatches) -> Result<(Cli, ArgMatches), ExitCode> {
 
 /// Runs `serve` and `demo`.
 fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
-    let (logs, mut config) = match (settings.logs(), settings.check()) {
+    let proxies = match demo {
+        true => Ok(Proxies::default()), // it calls nobody but this machine
+        false => Proxies::from_environment(),
+    };
+    let (logs, mut config) = match (settings.logs(), checked(&settings, proxies)) {
         (Ok(logs), Ok(config)) => (logs, config),
-        (_, checked) => {
-            tell_problems(&checked.err().unwrap_or_default());
-            return ExitCode::from(USAGE);
-        }
+        (_, checked) => return refuse(&checked.err().unwrap_or_default()),
     };
     if demo && config.tls.is_some() {
-        tell_problems(&[
-            "demo calls itself without TLS: use serve, or leave --tls-… out".to_owned(),
-        ]);
-        return ExitCode::from(USAGE);
+        let problem = "demo calls itself without TLS: use serve, or leave --tls-… out".to_owned();
+        return refuse(&[problem]);
     }
     let tracing = match Tracing::from_environment() {
         Ok(tracing) => tracing,
-        Err(problem) => {
-            tell_problems(&[problem]);
-            return ExitCode::from(USAGE);
-        }
+        Err(problem) => return refuse(&[problem]),
     };
-    let log_level = telemetry::start_logs(logs.format, logs.filter);
+    let log_level = match telemetry::start_logs(logs.format, logs.filter) {
+        Ok(log_level) => log_level,
+        Err(error) => return exit_code(Err(error)),
+    };
     let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
     // This thread accepts connections; the gateway has others that serve them.
     let ended = run_on(runtime::Builder::new_current_thread(), async move {
@@ -206,8 +204,22 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
     if let Some(tracing) = tracing {
         tracing.stop();
     }
-    telemetry::write_waiting_lines();
+    telemetry::write_last_lines();
     ended
+}
+
+/// The settings that hold, with these proxies; or all that is wrong with both.
+fn checked(settings: &Settings, proxies: Result<Proxies, Problems>) -> Result<Config, Problems> {
+    match (settings.check(), proxies) {
+        (Ok(mut config), Ok(proxies)) => {
+            config.upstream.proxies = proxies;
+            Ok(config)
+        }
+        (config, proxies) => {
+            let problems = [config.err(), proxies.err()];
+            Err(problems.into_iter().flatten().flatten().collect())
+        }
+    }
 }
 
 /// The first line on standard output: where the gateway listens.
@@ -292,10 +304,10 @@ fn write_descriptor(descriptor: Descriptor) -> ExitCode {
 }
 
 fn print_config(settings: &Settings, matches: &ArgMatches) -> ExitCode {
-    if let Err(problems) = settings.check() {
-        tell_problems(&problems);
-        return ExitCode::from(USAGE);
-    }
+    let upstream = match checked(settings, Proxies::from_environment()) {
+        Ok(config) => config.upstream,
+        Err(problems) => return refuse(&problems),
+    };
     let Some((name, matches)) = matches.subcommand() else {
         return ExitCode::from(USAGE);
     };
@@ -322,6 +334,15 @@ fn print_config(settings: &Settings, matches: &ArgMatches) -> ExitCode {
             }
         };
         lines.push(format!("{key} = {value} # {source}"));
+    }
+    for (key, url) in [
+        ("upstream_url", &upstream.import_url),
+        ("catalog_url", &upstream.catalog_url),
+    ] {
+        lines.push(match upstream.proxies.of(url) {
+            Some(proxy) => format!("# {key} is reached through the proxy {proxy}"),
+            None => format!("# {key} is reached without a proxy"),
+        });
     }
     exit_code(say(&lines.join("\n")).map(|()| ExitCode::SUCCESS))
 }
@@ -371,11 +392,12 @@ fn tell(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-fn tell_problems(problems: &[String]) {
+fn refuse(problems: &[String]) -> ExitCode {
     tell("error: the configuration is bad:");
     for problem in problems {
         tell(&format!("  {problem}"));
     }
+    ExitCode::from(USAGE)
 }
 
 #[cfg(test)]

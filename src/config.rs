@@ -1,21 +1,20 @@
 //! What the operator says, typed and checked. All problems are told at once.
 
-use std::{fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeSet, fmt, fs, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration,
+};
 
 use clap::Args;
 use http::{HeaderName, HeaderValue};
 use reqwest::Url;
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, DnsName, pem::PemObject},
-};
-use tracing_subscriber::EnvFilter;
+use rustls::pki_types::{CertificateDer, DnsName};
 
 use crate::{
-    certificates::{TlsFiles, TlsOptions},
+    certificates::{self, TlsFiles, TlsOptions},
     create::LookUp,
     credentials::{self, Credentials},
-    telemetry::LogFormat,
+    proxies::Proxies,
+    telemetry::{LogFilter, LogFormat},
     upstream::{HttpVersion, UpstreamOptions},
 };
 
@@ -60,7 +59,8 @@ pub struct Settings {
     pub tls_client_ca_file: Option<String>,
 
     /// The clients that may call: URIs or DNS names in their certificates (subject alternative
-    /// names), separated by commas, like `spiffe://cluster.local/ns/a/sa/b`. All by default.
+    /// names), separated by commas, like `spiffe://cluster.local/ns/a/sa/b`. A certificate must
+    /// hold one of them, and one alone. All by default.
     #[arg(long, value_name = "NAMES", default_value = "")]
     pub tls_allowed_clients: String,
 
@@ -191,7 +191,8 @@ pub struct Settings {
     #[arg(long, value_name = "FORMAT", default_value = "json")]
     pub log_format: String,
 
-    /// Which log lines are written: a level, or directives like `info,h2=debug`.
+    /// Which log lines are written: a level, or directives like `info,h2=debug`. A level is
+    /// the gateway's own; libraries tell errors alone, unless it is debug or trace.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log_level: String,
 }
@@ -270,7 +271,7 @@ pub struct LogConfig {
     /// How lines look.
     pub format: LogFormat,
     /// Which lines are written.
-    pub filter: EnvFilter,
+    pub filter: LogFilter,
 }
 
 /// All that is wrong with the settings, a sentence each.
@@ -320,9 +321,7 @@ impl Settings {
             "text" => Ok(LogFormat::Text),
             other => Err(format!("is {other:?}: there are json and text")),
         });
-        let filter = check.read("log-level", &self.log_level, |text| {
-            EnvFilter::try_new(text).map_err(|error| format!("is bad: {error}"))
-        });
+        let filter = check.read("log-level", &self.log_level, str::parse);
         match (format, filter) {
             (Some(format), Some(filter)) => Ok(LogConfig { format, filter }),
             _ => Err(check.problems),
@@ -397,7 +396,7 @@ impl Settings {
                     http: http?,
                     connect_timeout: connect_timeout?,
                     request_timeout,
-                    direct: false,
+                    proxies: Proxies::default(),
                     idle_connections: max_in_flight,
                 },
                 look_up: look_up?,
@@ -419,9 +418,10 @@ impl Settings {
 
     fn tls(&self, check: &mut Check) -> Option<TlsOptions> {
         let client_ca = self.tls_client_ca_file.as_deref();
-        let allowed = list(&self.tls_allowed_clients)
+        let allowed: BTreeSet<_> = list(&self.tls_allowed_clients)
             .filter_map(|name| check.read("tls-allowed-clients", name, client_name))
             .collect();
+        let allowed = allowed.into_iter().collect();
         if !self.tls_allowed_clients.is_empty() && list(&self.tls_allowed_clients).count() == 0 {
             let nobody = "--tls-allowed-clients names nobody".to_owned();
             check.problems.push(nobody); // an empty list would let all in
@@ -471,8 +471,11 @@ impl Settings {
     fn credentials(&self, check: &mut Check, allow_list: bool) -> Credentials {
         let token = self.default_token_file.as_ref().and_then(|file| {
             check.read("default-token-file", file, |file| {
-                let token = fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
-                Ok(format!("Bearer {}", token.trim()))
+                let held = fs::read(file).map_err(|error| unreadable(file, &error))?;
+                let token = access_token(&held).map_err(|what| {
+                    format!("{what}: it should hold the access token alone: {file}")
+                })?;
+                Ok(format!("Bearer {token}"))
             })
         });
         let given = [
@@ -513,7 +516,7 @@ impl Settings {
 
 /// Refuses what no certificate can hold, and wildcards, which would not be one.
 fn client_name(name: &str) -> Result<String, String> {
-    match name.contains(':') || DnsName::try_from(name).is_ok() {
+    match certificates::is_uri(name) || DnsName::try_from(name).is_ok() {
         true => Ok(name.to_owned()),
         false => Err(format!("has {name:?}: neither a URI nor a DNS name")),
     }
@@ -552,11 +555,35 @@ fn base_url(text: &str) -> Result<Url, String> {
 
 fn authorities(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = fs::read(file).map_err(|error| unreadable(file, &error))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let certificates = certificates.unwrap_or_default();
-    match RootCertStore::empty().add_parsable_certificates(certificates.clone()) {
-        (1.., 0) => Ok(certificates),
-        _ => Err(format!("has no PEM certificate of an authority: {file}")),
+    certificates::certificates(&pem).map_err(|what| format!("{what}: {file}"))
+}
+
+/// The access token that a file holds; or what it holds instead, without
+/// quoting it. Adobe's tokens are Bearer tokens (RFC 6750, section 2.1).
+fn access_token(held: &[u8]) -> Result<&str, &'static str> {
+    let Ok(text) = str::from_utf8(held) else {
+        return Err("is not UTF-8 (PowerShell's > writes UTF-16)");
+    };
+    let text = text.trim_start_matches('\u{feff}').trim();
+    let lower = text.to_ascii_lowercase();
+    if text.is_empty() {
+        Err("is empty")
+    } else if text.starts_with(['{', '[']) {
+        Err("holds JSON (Adobe IMS answers so, with the token as its access_token)")
+    } else if lower.starts_with("authorization") {
+        Err("holds a whole header")
+    } else if lower.split_whitespace().next() == Some("bearer") {
+        Err("has the word Bearer before the token")
+    } else if text.starts_with(['"', '\'', '`']) {
+        Err("has quotation marks around the token")
+    } else if text.contains(char::is_whitespace) {
+        Err("holds more than one word")
+    } else if text.trim_end_matches('=').contains('=') {
+        Err("has a name before the token")
+    } else if text.contains(|c: char| !c.is_ascii_alphanumeric() && !"-._~+/=".contains(c)) {
+        Err("has a character that no access token has")
+    } else {
+        Ok(text)
     }
 }
 
@@ -760,6 +787,40 @@ mod tests {
         let config = check(&["--grpc-web"]).expect("no origin");
         assert_eq!(config.grpc_web, Some(Vec::new()));
         assert!(check(&["--grpc-web-origins=https://app.example.com"]).is_err());
+    }
+
+    #[test]
+    fn a_token_file_holds_a_token_alone() {
+        for held in [
+            "abc.def-_~+/==",
+            " abc \r\n",
+            "\u{feff}abc\n",
+            "\u{feff}\u{feff} abc",
+        ] {
+            let token = access_token(held.as_bytes()).expect(held);
+            assert!(token.starts_with("abc"), "{token:?}");
+        }
+        for (held, what) in [
+            ("", "is empty"),
+            ("\u{feff}\n", "is empty"),
+            (r#"{"access_token":"s3cret"}"#, "holds JSON"),
+            ("\u{feff} [\"s3cret\"]", "holds JSON"),
+            ("Bearer s3cret", "has the word Bearer"),
+            ("bearer\ts3cret", "has the word Bearer"),
+            ("Bearer", "has the word Bearer"),
+            ("Authorization: Bearer s3cret", "holds a whole header"),
+            ("\"s3cret\"", "has quotation marks"),
+            ("s3cret s3cret", "holds more than one word"),
+            ("s3cret\ns3cret", "holds more than one word"),
+            ("TOKEN=s3cret", "has a name before"),
+            ("s3cr\u{e9}t", "has a character"),
+            ("s3\0cret", "has a character"),
+            ("s3cret,", "has a character"),
+        ] {
+            let told = access_token(held.as_bytes()).expect_err(held);
+            assert!(told.starts_with(what), "{held}: {told}");
+        }
+        assert!(access_token(b"\xff\xfea\0b\0").is_err());
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod credentials;
 pub mod deadline;
 pub mod early_headers;
 pub mod mapping;
+pub mod proxies;
 
 pub mod outcome;
 pub mod proto;

@@ -59,7 +59,7 @@ impl fmt::Display for StartError {
             StartError::Listen(place, error) => write!(f, "cannot listen on {place}: {error}"),
             StartError::Tls(problems) => write!(f, "{}", problems.join("; ")),
             StartError::Threads(error) => write!(f, "cannot start threads: {error}"),
-            StartError::Trust(error) => write!(f, "no API can be trusted: {error}"),
+            StartError::Trust(error) => write!(f, "{}: {error}", upstream::NOBODY_TRUSTED),
             StartError::Client(error) => write!(f, "cannot make an HTTP client: {error:?}"),
             StartError::Reflection(error) => write!(f, "cannot serve reflection: {error}"),
         }

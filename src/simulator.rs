@@ -2,7 +2,9 @@
 //! of what it created, and faults on request. For `demo`, `simulate` and the
 //! tests; the gateway itself never uses it.
 
+mod catalog;
 mod fault;
+mod intermediary;
 mod rest;
 mod wire;
 
@@ -23,8 +25,11 @@ use hyper_util::{
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 
-pub use self::fault::Fault;
 use self::wire::{Connection, FaultyStream};
+pub use self::{
+    fault::{Fault, Garbling},
+    intermediary::Intermediary,
+};
 
 /// How many requests and batches are remembered.
 const REMEMBERED: usize = 100_000;

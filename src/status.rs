@@ -299,7 +299,7 @@ pub fn from_protocol_error(row: &Row, message: &str, request_id: Option<&HeaderV
 pub fn client_not_allowed(identity: Option<&str>, request_id: Option<&HeaderValue>) -> Status {
     let message = match identity {
         Some(name) => format!(
-            "The client certificate names {}, which is not among --tls-allowed-clients",
+            "The client certificate names {}: it must name one of --tls-allowed-clients, and one alone",
             cut(name, 256)
         ),
         None => "The client certificate names no URI and no host".to_owned(),

@@ -5,10 +5,12 @@
 mod access;
 mod b3;
 mod call;
+mod log_queue;
 mod logs;
 mod metrics;
 mod process;
 mod rest;
+mod throttle;
 mod trace;
 
 use std::{fmt::Write, ops::Range, sync::Arc, time::Duration};
@@ -20,9 +22,11 @@ use prometheus_client::{encoding::text, registry::Registry};
 use self::metrics::{Metrics, ReasonLabel, ResultLabel};
 pub use self::{
     call::{Call, CallRecord},
-    logs::{LogFormat, LogLevel, start_logs, write_waiting_lines},
+    log_queue::{write_last_lines, write_waiting_lines},
+    logs::{LogFilter, LogFormat, LogLevel, start_logs},
     metrics::Method,
     rest::{RestCall, RestRequest},
+    throttle::Throttle,
     trace::Tracing,
 };
 use crate::{outcome::Failure, proto::v1::Batch};

@@ -20,8 +20,8 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{Url, redirect};
-use rustls::{ClientConfig, crypto::aws_lc_rs, pki_types::CertificateDer};
+use reqwest::{Proxy, Url, redirect};
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, error::Elapsed, timeout};
 use tower::{Service, layer::layer_fn};
@@ -33,6 +33,7 @@ use crate::{
     mapping::NoBatch,
     outcome::{Failure, NeverSent},
     proto::v1::Batch,
+    proxies::Proxies,
     telemetry::{CallRecord, RestCall, RestRequest, Telemetry},
 };
 
@@ -81,10 +82,25 @@ pub struct UpstreamOptions {
     pub connect_timeout: Duration,
     /// How long one request may take in all.
     pub request_timeout: Duration,
-    /// Whether the proxies that the environment names are passed by.
-    pub direct: bool,
+    /// The proxies that requests go through.
+    pub proxies: Proxies,
     /// How many unused connections are kept.
     pub idle_connections: usize,
+}
+
+/// What to do where TLS has no certificate authorities.
+pub const NOBODY_TRUSTED: &str = "there are no certificate authorities to trust an https:// API \
+    by: install the system's (Debian: ca-certificates), or name some with --upstream-ca-file";
+
+impl UpstreamOptions {
+    /// Whether TLS is spoken on the way to this URL.
+    fn needs_tls(&self, url: &Url) -> bool {
+        let proxy = self.proxies.of(url).map(|proxy| proxy.url());
+        [Some(url), proxy]
+            .into_iter()
+            .flatten()
+            .any(|url| url.scheme() == "https")
+    }
 }
 
 /// The Batch Ingestion API, and the Catalog API for look-ups.
@@ -126,9 +142,13 @@ impl Upstream {
             .http2_keep_alive_interval(Duration::from_secs(20))
             .http2_keep_alive_timeout(Duration::from_secs(10))
             .http2_keep_alive_while_idle(true);
-        if options.direct {
-            client = client.no_proxy();
-        }
+        let proxies = options.proxies;
+        client = match proxies.is_empty() {
+            true => client.no_proxy(), // or the client would look for its own
+            false => client.proxy(Proxy::custom(move |url| {
+                proxies.of(url).map(|proxy| proxy.url().clone())
+            })),
+        };
         client = match options.http {
             HttpVersion::Auto => client,
             HttpVersion::Http1 => client.http1_only(),
@@ -230,15 +250,27 @@ impl Upstream {
 
 /// How connections to the API are encrypted, for all clients: to read the
 /// platform's certificate authorities takes longer than all else at the start.
-/// Fails where there are none.
+/// Fails where there are none and the create API needs them.
 pub fn tls(options: &UpstreamOptions) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let trusted = Verifier::new_with_extra_roots(options.extra_ca.clone(), provider.clone())?;
-    let mut tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous() // so rustls calls every verifier but its own
-        .with_custom_certificate_verifier(Arc::new(trusted))
-        .with_no_client_auth();
+    let tls = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?;
+    let trusted = || Verifier::new_with_extra_roots(options.extra_ca.clone(), provider);
+    let trusted = match options.needs_tls(&options.import_url) {
+        true => Some(trusted()?),
+        false if options.needs_tls(&options.catalog_url) => trusted()
+            .inspect_err(|error| tracing::warn!(%error, "look-ups will fail: {NOBODY_TRUSTED}"))
+            .ok(),
+        false => None,
+    };
+    let mut tls = match trusted {
+        // Dangerous, because rustls calls every verifier so but its own.
+        Some(trusted) => tls
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(trusted)),
+        None => tls.with_root_certificates(RootCertStore::empty()),
+    }
+    .with_no_client_auth();
     let protocols: &[&str] = match options.http {
         HttpVersion::Auto => &["h2", "http/1.1"],
         HttpVersion::Http1 => &["http/1.1"],

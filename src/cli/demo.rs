@@ -26,7 +26,6 @@ pub(super) async fn simulator(config: &mut Config) -> io::Result<Simulator> {
         Simulator::start(([127, 0, 0, 1], 0).into(), SimulatorOptions::default()).await?;
     config.upstream.import_url = simulator.import_url().parse().map_err(io::Error::other)?;
     config.upstream.catalog_url = simulator.catalog_url().parse().map_err(io::Error::other)?;
-    config.upstream.direct = true;
     Ok(simulator)
 }
 

@@ -108,10 +108,12 @@ pub(super) fn begin(
     written: Written,
     record: Arc<CallRecord>,
 ) -> Response<Body> {
+    let request_id = record.request_id().clone();
     let waiting = LateBody::Waiting(answering, Some(written), record);
     let mut response = Response::new(Body::new(waiting));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+    headers.insert(REQUEST_ID, request_id);
     response
 }
 

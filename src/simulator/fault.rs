@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use http::StatusCode;
 
+use super::intermediary::Intermediary;
+
 /// What goes wrong with one create. "Before" and "after" say whether a batch
 /// comes to exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +17,12 @@ pub enum Fault {
     /// `lost-NNN`: the batch is created, but a proxy answers HTML with this
     /// status.
     Lost(StatusCode),
+    /// `varnish-503`, `varnish-503-after` and so on: somebody between the
+    /// gateway and the API answers; whether after processing.
+    Between(&'static Intermediary, bool),
+    /// `gzip-NNN`, `bom-NNN` and so on: the API's own error of this status, in
+    /// a form that is hard to read.
+    Garbled(Garbling, StatusCode),
     /// `lookup-NNN`: the next look-up, not a create, gets the API's own error
     /// of this status.
     LookUp(StatusCode),
@@ -52,10 +60,40 @@ pub enum Fault {
     HugeAnswer,
     /// `catalog-answer`: the form that Catalog documents, `["@/batches/{id}"]`.
     CatalogAnswer,
+    /// `gzip-answer`: a good answer, compressed, though nobody asked for that.
+    GzipAnswer,
+    /// `many-headers-answer`: a good answer with 120 header lines more.
+    ManyHeadersAnswer,
+    /// `unfinished-answer`: the whole batch, but the answer has no length, and
+    /// the connection closes where the last chunk should be.
+    UnfinishedAnswer,
 }
 
+/// What is odd about the bytes of an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Garbling {
+    /// `gzip-NNN`: compressed, though nobody asked for that.
+    Gzip,
+    /// `bom-NNN`: begins with a byte order mark.
+    ByteOrderMark,
+    /// `latin1-NNN`: ISO 8859-1 instead of UTF-8.
+    Latin1,
+    /// `surrogate-NNN`: half a surrogate pair, escaped.
+    Surrogate,
+    /// `overflow-NNN`: a number that no double holds.
+    Overflow,
+}
+
+const GARBLINGS: [(&str, Garbling); 5] = [
+    ("gzip", Garbling::Gzip),
+    ("bom", Garbling::ByteOrderMark),
+    ("latin1", Garbling::Latin1),
+    ("surrogate", Garbling::Surrogate),
+    ("overflow", Garbling::Overflow),
+];
+
 /// The faults without a number.
-const NAMED: [(&str, Fault); 16] = [
+const NAMED: [(&str, Fault); 19] = [
     ("reset-before-read", Fault::ResetBeforeRead),
     ("reset-before-create", Fault::ResetBeforeCreate),
     ("reset-after-create", Fault::ResetAfterCreate),
@@ -72,7 +110,28 @@ const NAMED: [(&str, Fault); 16] = [
     ("no-id-answer", Fault::NoIdAnswer),
     ("huge-answer", Fault::HugeAnswer),
     ("catalog-answer", Fault::CatalogAnswer),
+    ("gzip-answer", Fault::GzipAnswer),
+    ("many-headers-answer", Fault::ManyHeadersAnswer),
+    ("unfinished-answer", Fault::UnfinishedAnswer),
 ];
+
+impl Fault {
+    /// Every name; `NNN` stands for a status.
+    pub fn names() -> impl Iterator<Item = String> {
+        let numbered = [
+            "status-NNN",
+            "proxy-NNN",
+            "lost-NNN",
+            "lookup-NNN",
+            "delay-MILLISECONDS",
+        ];
+        let garbled = GARBLINGS.iter().map(|(name, _)| format!("{name}-NNN"));
+        let named = NAMED.iter().map(|(name, _)| *name);
+        (numbered.into_iter().chain(named).map(str::to_owned))
+            .chain(garbled)
+            .chain(Intermediary::names())
+    }
+}
 
 impl FromStr for Fault {
     type Err = String;
@@ -80,6 +139,9 @@ impl FromStr for Fault {
     fn from_str(name: &str) -> Result<Self, String> {
         if let Some((_, fault)) = NAMED.iter().find(|(known, _)| *known == name) {
             return Ok(fault.clone());
+        }
+        if let Some((form, after)) = Intermediary::named(name) {
+            return Ok(Fault::Between(form, after));
         }
         let numbered = name.split_once('-').and_then(|(kind, number)| {
             let status = || StatusCode::from_bytes(number.as_bytes()).ok();
@@ -89,15 +151,16 @@ impl FromStr for Fault {
                 "lost" => status().map(Fault::Lost),
                 "lookup" => status().map(Fault::LookUp),
                 "delay" => Some(Fault::Delay(Duration::from_millis(number.parse().ok()?))),
-                _ => None,
+                _ => {
+                    let (_, garbling) = GARBLINGS.iter().find(|(name, _)| *name == kind)?;
+                    status().map(|status| Fault::Garbled(*garbling, status))
+                }
             }
         });
         numbered.ok_or_else(|| {
-            let named: Vec<_> = NAMED.iter().map(|(name, _)| *name).collect();
             format!(
-                "no fault is called {name:?}; there are status-NNN, proxy-NNN, lost-NNN, lookup-NNN, \
-                 delay-MILLISECONDS, {}",
-                named.join(", ")
+                "no fault is called {name:?}; there are {}",
+                Fault::names().collect::<Vec<_>>().join(", ")
             )
         })
     }
@@ -109,6 +172,15 @@ impl fmt::Display for Fault {
             Fault::Status(status) => write!(f, "status-{}", status.as_str()),
             Fault::Proxy(status) => write!(f, "proxy-{}", status.as_str()),
             Fault::Lost(status) => write!(f, "lost-{}", status.as_str()),
+            Fault::Between(form, after) => {
+                let after = if *after { "-after" } else { "" };
+                write!(f, "{}{after}", form.name)
+            }
+            Fault::Garbled(garbling, status) => {
+                let found = GARBLINGS.iter().find(|(_, known)| known == garbling);
+                let name = found.map_or("garbled", |(name, _)| name);
+                write!(f, "{name}-{}", status.as_str())
+            }
             Fault::LookUp(status) => write!(f, "lookup-{}", status.as_str()),
             Fault::Delay(delay) => write!(f, "delay-{}", delay.as_millis()),
             named => {
@@ -121,23 +193,50 @@ impl fmt::Display for Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::intermediary::{FORMS, When},
+        *,
+    };
 
     #[test]
     fn every_name_is_read_back() {
-        let numbered = [
-            "status-403",
-            "proxy-502",
-            "lost-504",
-            "lookup-403",
-            "delay-20",
-        ];
-        for name in NAMED.map(|(name, _)| name).iter().chain(&numbered) {
-            let fault: Fault = name.parse().expect(name);
-            assert_eq!(fault.to_string(), *name);
+        for name in Fault::names() {
+            let name = name.replace("NNN", "403").replace("MILLISECONDS", "20");
+            let fault: Fault = name.parse().expect(&name);
+            assert_eq!(fault.to_string(), name);
         }
-        for odd in ["", "status", "status-x", "status-99", "delay-", "melt-1"] {
-            assert!(odd.parse::<Fault>().is_err(), "{odd}");
+        for odd in [
+            "",
+            "status",
+            "status-x",
+            "status-99",
+            "delay-",
+            "melt-1",
+            "nginx-413-after",
+            "filter-201",
+        ] {
+            let error = odd.parse::<Fault>().expect_err(odd);
+            assert!(error.contains("varnish-503-after"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_name_is_documented() {
+        let page = include_str!("../../docs/simulator.md");
+        let rows = FORMS.iter().map(|form| {
+            let when = match form.when {
+                When::Before => "before",
+                When::After => "after",
+                When::Either => "either",
+            };
+            format!(
+                "| `{}` | {when} | {} | {} |",
+                form.name, form.status, form.who
+            )
+        });
+        let others = Fault::names().filter(|name| Intermediary::named(name).is_none());
+        for row in rows.chain(others.map(|name| format!("| `{name}` | "))) {
+            assert!(page.contains(&row), "docs/simulator.md lacks {row}");
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What the simulator answers: the documented calls and errors.
 
 use std::{
-    io,
+    io::{self, Write},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
@@ -15,7 +16,10 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 
-use super::{Fault, Received, State, remember, wire::Connection};
+use super::{
+    Fault, Garbling, Received, State, catalog::Query, intermediary::Intermediary, remember,
+    wire::Connection,
+};
 use crate::credentials::new_id;
 
 pub(super) const IMPORT: &str = "/data/foundation/import";
@@ -74,7 +78,7 @@ pub(super) async fn answer(
     }
 }
 
-/// `POST /_simulator/faults` orders faults, a name to a line;
+/// `POST /_simulator/faults` orders faults, a name to a line; `GET` names all;
 /// `GET /_simulator/batches` is the ledger.
 fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
     match (method.as_str(), path) {
@@ -95,6 +99,10 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
                 Err(error) => problem(StatusCode::BAD_REQUEST, &error),
             }
         }
+        ("GET", "/faults") => {
+            let names: Vec<_> = Fault::names().collect();
+            json_answer(StatusCode::OK, &json!({ "names": names }))
+        }
         ("DELETE", "/faults") => {
             state.memory().next_faults.clear();
             state.memory().next_look_ups.clear();
@@ -111,7 +119,7 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
         }
         _ => problem(
             StatusCode::NOT_FOUND,
-            "There are POST and DELETE /_simulator/faults and GET /_simulator/batches",
+            "There are POST, GET and DELETE /_simulator/faults, and GET /_simulator/batches",
         ),
     }
 }
@@ -190,6 +198,8 @@ async fn create(
     match &fault {
         Some(Fault::Status(status)) => return Ok(api_error(*status)),
         Some(Fault::Proxy(status)) => return Ok(html(*status)),
+        Some(Fault::Between(form, false)) => return Ok(between(form)),
+        Some(Fault::Garbled(garbling, status)) => return Ok(garbled(*garbling, *status)),
         Some(Fault::ResetBeforeCreate | Fault::ResetBeforeRead) => {
             connection.reset();
             return Err("reset".into());
@@ -216,6 +226,7 @@ async fn create(
     let id = batch["id"].as_str().unwrap_or_default();
     let mut answer = match fault {
         Some(Fault::Lost(status)) => return Ok(html(status)),
+        Some(Fault::Between(form, _)) => return Ok(between(form)),
         Some(Fault::ResetAfterCreate) => {
             connection.reset();
             return Err("reset".into());
@@ -240,6 +251,21 @@ async fn create(
         Some(Fault::CatalogAnswer) => {
             json_answer(StatusCode::CREATED, &json!([format!("@/batches/{id}")]))
         }
+        Some(Fault::GzipAnswer) => {
+            let mut answer = json_answer(StatusCode::CREATED, &batch);
+            gzip(&mut answer, batch.to_string().as_bytes());
+            answer
+        }
+        Some(Fault::ManyHeadersAnswer) => {
+            let mut answer = json_answer(StatusCode::CREATED, &batch);
+            let policy = header::HeaderValue::from_static("script-src 'self'");
+            for _ in 0..120 {
+                let name = header::CONTENT_SECURITY_POLICY_REPORT_ONLY;
+                answer.headers_mut().append(name, policy.clone());
+            }
+            answer
+        }
+        Some(Fault::UnfinishedAnswer) => broken(batch.to_string().into()),
         Some(Fault::Stale) => {
             connection.reset_on_next_request();
             json_answer(StatusCode::CREATED, &batch)
@@ -288,6 +314,9 @@ fn new_batch(headers: &HeaderMap, request: &Map<String, Value>) -> Value {
         let value = headers.get(name).and_then(|value| value.to_str().ok());
         value.unwrap_or_default().to_owned()
     };
+    // Catalog shows the id alone ("Create a dataset": "@/dataSets/{id}").
+    let dataset = request["datasetId"].as_str().unwrap_or_default();
+    let bare_dataset = dataset.strip_prefix("@/dataSets/").unwrap_or(dataset);
     let client = header("x-api-key");
     let mut tags = json!({
         "acp_producer": [client],
@@ -303,7 +332,7 @@ fn new_batch(headers: &HeaderMap, request: &Map<String, Value>) -> Value {
         "updated": now,
         "status": "loading",
         "created": now,
-        "relatedObjects": [{ "type": "dataSet", "id": request["datasetId"] }],
+        "relatedObjects": [{ "type": "dataSet", "id": bare_dataset }],
         "version": "1.0.0",
         "tags": tags,
         "createdUser": "simulator@AdobeID",
@@ -320,76 +349,45 @@ fn new_batch(headers: &HeaderMap, request: &Map<String, Value>) -> Value {
     batch
 }
 
-/// `GET /batches` with its filters, and `GET /batches/{id}`: a map by id.
+/// `GET /batches` with its filters, and `GET /batches/{id}`, also with several
+/// ids: a map by id.
 fn catalog(state: &State, method: &Method, path: &str, uri: &http::Uri) -> Answer {
     if method != Method::GET {
         return problem(StatusCode::METHOD_NOT_ALLOWED, "Only GET is simulated");
     }
-    let Ok(url) = Url::parse("http://simulator").and_then(|base| base.join(&uri.to_string()))
+    let Ok(mut url) = Url::parse("http://simulator").and_then(|base| base.join(&uri.to_string()))
     else {
         return problem(StatusCode::BAD_REQUEST, "The URL is bad");
     };
-    let query = |name: &str| {
-        let mut pairs = url.query_pairs();
-        pairs.find(|(key, _)| key == name).map(|(_, value)| value)
-    };
-    let of_dataset = |batch: &Value, dataset: &str| {
-        let objects = batch["relatedObjects"].as_array();
-        objects.is_some_and(|objects| objects.iter().any(|object| object["id"] == dataset))
-    };
-    let wanted_id = match path.strip_prefix("/batches") {
+    let ids = match path.strip_prefix("/batches") {
         Some("") => None,
         Some(rest) => Some(rest.trim_start_matches('/')),
         None => return problem(StatusCode::NOT_FOUND, "No such resource"),
     };
-    let limit = query("limit").and_then(|limit| limit.parse().ok());
-    let (external_id, dataset) = (query("externalId"), query("dataSet"));
-    let (status, properties, now) = (query("status"), query("properties"), Instant::now());
+    if let Some(ids) = ids {
+        url.query_pairs_mut().append_pair("batch", ids);
+    }
+    let query = match Query::of(&url) {
+        Ok(query) => query,
+        Err(detail) => return problem(StatusCode::BAD_REQUEST, &detail),
+    };
+    let now = Instant::now();
     let mut memory = state.memory();
     if let Some(status) = memory.next_look_ups.pop_front() {
         return api_error(status);
     }
-    let mut batches: Vec<&Value> = (memory.batches.iter())
-        .filter(|(visible, _)| *visible <= now)
-        .map(|(_, batch)| batch)
-        .collect();
-    // Newest first unless asked otherwise.
-    if !query("orderBy").is_some_and(|order| order.starts_with("asc:created")) {
-        batches.reverse();
-    }
-    let found: Map<String, Value> = (batches.into_iter())
-        .filter(|batch| wanted_id.is_none_or(|id| batch["id"] == id))
-        .filter(|batch| {
-            external_id
-                .as_ref()
-                .is_none_or(|id| batch["externalId"] == **id)
-        })
-        .filter(|batch| dataset.as_ref().is_none_or(|id| of_dataset(batch, id)))
-        .filter(|batch| status.as_ref().is_none_or(|word| batch["status"] == **word))
-        .take(limit.unwrap_or(100))
-        .map(|batch| {
-            let id = batch["id"].as_str().unwrap_or_default().to_owned();
-            let mut batch = batch.clone();
-            if let (Some(names), Some(members)) = (&properties, batch.as_object_mut()) {
-                members.retain(|name, _| names.split(',').any(|wanted| wanted == name));
-            }
-            (id, batch)
-        })
-        .collect();
-    if wanted_id.is_some() && found.is_empty() {
+    let visible = memory.batches.iter().filter(|(from, _)| *from <= now);
+    let found = query.answer(visible.map(|(_, batch)| batch));
+    if ids.is_some() && found == "{}" {
         return problem(StatusCode::NOT_FOUND, "The batch is not found");
     }
-    json_answer(StatusCode::OK, &Value::Object(found))
+    full(StatusCode::OK, "application/json", found)
 }
 
 /// The API's own error for a status, in the shape that it is documented in.
 fn api_error(status: StatusCode) -> Answer {
-    let (code, message) = match status.as_u16() {
-        401 => ("401013", "Oauth token is not valid"),
-        403 => ("403025", "Profile is not valid"),
-        429 => ("429050", "Too many requests"),
-        503 => ("503000", "The service is currently unavailable"),
-        _ => return problem(status, "The simulator was told to say so"),
+    let Some((code, message)) = words(status) else {
+        return problem(status, "The simulator was told to say so");
     };
     let body = json!({ "error_code": code, "message": message });
     let mut answer = json_answer(status, &body);
@@ -398,6 +396,17 @@ fn api_error(status: StatusCode) -> Answer {
         answer.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
     answer
+}
+
+/// A code and a message of the API gateway for a status.
+fn words(status: StatusCode) -> Option<(&'static str, &'static str)> {
+    Some(match status.as_u16() {
+        401 => ("401013", "Oauth token is not valid"),
+        403 => ("403025", "Profile is not valid"),
+        429 => ("429050", "Too many requests"),
+        503 => ("503000", "Could not validate Api Key"),
+        _ => return None,
+    })
 }
 
 fn problem(status: StatusCode, detail: &str) -> Answer {
@@ -426,8 +435,7 @@ fn empty(status: StatusCode) -> Answer {
 }
 
 fn full(status: StatusCode, media_type: &'static str, body: String) -> Answer {
-    let body = Full::new(Bytes::from(body)).map_err(|never| match never {});
-    let mut answer = Response::new(body.boxed());
+    let mut answer = Response::new(whole(body.as_bytes()));
     *answer.status_mut() = status;
     let media_type = header::HeaderValue::from_static(media_type);
     answer
@@ -440,12 +448,62 @@ fn full(status: StatusCode, media_type: &'static str, body: String) -> Answer {
     answer
 }
 
+/// What somebody in between answers, without any header of the API's.
+fn between(form: &Intermediary) -> Answer {
+    form.answer().map(|body| whole(body.as_bytes()))
+}
+
+/// The API's own error, in bytes that are hard to read.
+fn garbled(garbling: Garbling, status: StatusCode) -> Answer {
+    let (code, message) = words(status).unwrap_or(("400000", "The simulator was told to say so"));
+    let text = |message: &str, more: &str| {
+        format!(r#"{{"error_code":"{code}","message":"{message}"{more}}}"#)
+    };
+    let mut answer = api_error(status);
+    let body = match garbling {
+        Garbling::Gzip => {
+            gzip(&mut answer, text(message, "").as_bytes());
+            return answer;
+        }
+        Garbling::ByteOrderMark => format!("\u{feff}{}", text(message, "")).into_bytes(),
+        Garbling::Latin1 => {
+            let text = text("L'acc\u{e8}s n'est pas autoris\u{e9}", "");
+            text.chars().map(|c| c as u8).collect()
+        }
+        Garbling::Surrogate => text(&format!(r"{message} \ud83d"), "").into_bytes(),
+        Garbling::Overflow => text(message, r#","retryable":1e999"#).into_bytes(),
+    };
+    *answer.body_mut() = whole(&body);
+    answer
+}
+
+fn gzip(answer: &mut Answer, body: &[u8]) {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    // Writing to memory does not fail.
+    if let Ok(body) = encoder.write_all(body).and_then(|()| encoder.finish()) {
+        *answer.body_mut() = whole(&body);
+    }
+    let encoding = header::HeaderValue::from_static("gzip");
+    (answer.headers_mut()).insert(header::CONTENT_ENCODING, encoding);
+}
+
+fn whole(body: &[u8]) -> BoxBody<Bytes, io::Error> {
+    let body = Full::new(Bytes::copy_from_slice(body));
+    body.map_err(|never| match never {}).boxed()
+}
+
 /// An answer that breaks off in its middle.
 fn half(batch: &Value) -> Answer {
-    let text = batch.to_string();
+    let text = Bytes::from(batch.to_string());
     let length = text.len();
-    let beginning = Bytes::from(text).slice(..length / 2);
-    let frames = tokio_stream::iter([Some(beginning), None]).then(|frame| async {
+    let mut answer = broken(text.slice(..length / 2));
+    (answer.headers_mut()).insert(header::CONTENT_LENGTH, length.into());
+    answer
+}
+
+/// An answer of unknown length that does not end as it should.
+fn broken(body: Bytes) -> Answer {
+    let frames = tokio_stream::iter([Some(body), None]).then(|frame| async {
         match frame {
             Some(bytes) => Ok(Frame::data(bytes)),
             None => {
@@ -455,11 +513,7 @@ fn half(batch: &Value) -> Answer {
             }
         }
     });
-    let body = StreamBody::new(frames);
-    let mut answer = Response::new(BodyExt::boxed(body));
+    let mut answer = Response::new(BodyExt::boxed(StreamBody::new(frames)));
     *answer.status_mut() = StatusCode::CREATED;
-    answer
-        .headers_mut()
-        .insert(header::CONTENT_LENGTH, length.into());
     answer
 }

@@ -4,10 +4,13 @@ use std::{io::Write, time::SystemTime};
 
 use tracing::Level;
 
-use super::logs::{self, LogFormat};
+use super::{
+    log_queue,
+    logs::{self, LogFormat},
+};
 
 /// By which `--log-level` and readers of logs know the line.
-const TARGET: &str = "access";
+pub(super) const TARGET: &str = "access";
 
 /// What the line says of its call.
 pub(super) struct AccessLine<'a> {
@@ -91,7 +94,7 @@ impl AccessLine<'_> {
             ),
         };
         match logs::format().filter(|_| wanted) {
-            Some(LogFormat::Json) => logs::write_soon(&self.json(level, message)),
+            Some(LogFormat::Json) => log_queue::write_soon(&self.json(level, message)),
             Some(LogFormat::Text) if failed => {
                 tracing::warn!(target: TARGET, "{message}{}", self.text())
             }

@@ -1,13 +1,22 @@
-//! Log lines: what they look like, which are written, and when.
+//! Log lines: what they look like, and which are written.
 
 use std::{
-    io::{self, Write},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    io, panic,
+    str::FromStr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
+use tracing::Level;
 use tracing_subscriber::{
-    EnvFilter, Registry, fmt::layer, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    Registry,
+    filter::{LevelFilter, Targets},
+    fmt::layer,
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
 };
+
+use super::{access, log_queue};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,30 +27,91 @@ pub enum LogFormat {
     Text,
 }
 
-/// Which log lines are written. Can be changed while the gateway runs.
+/// Which log lines are written, as it was given: a level, or directives like
+/// `info,h2=debug`.
+///
+/// No regular expressions and no fields of spans: one such filter can cost
+/// seconds and hundreds of megabytes.
 #[derive(Clone, Debug)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogFilter {
+    given: String,
+    targets: Targets,
+}
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(given: &str) -> Result<Self, String> {
+        let given = given.trim();
+        let mut targets = Targets::new();
+        let mut named = Vec::new();
+        let directives = given.split(',').map(str::trim).filter(|d| !d.is_empty());
+        for directive in directives.clone() {
+            match directive.split_once('=') {
+                None => targets = ours(level(directive)?),
+                Some((target, of)) if is_target(target) => named.push((target, level(of)?)),
+                Some((target, _)) => return Err(format!("has {target:?}, which is no target")),
+            }
+        }
+        if directives.count() == 0 {
+            return Err(format!("is empty: {LEVELS}"));
+        }
+        Ok(LogFilter {
+            given: given.to_owned(),
+            targets: targets.with_targets(named),
+        })
+    }
+}
+
+const LEVELS: &str = "there are off, error, warn, info, debug and trace, and directives like \
+    info,h2=debug";
+
+fn level(word: &str) -> Result<LevelFilter, String> {
+    let is_word = word.starts_with(|c: char| c.is_ascii_alphabetic());
+    let level = word.parse().ok().filter(|_| is_word);
+    level.ok_or_else(|| format!("has {word:?}, which is no level: {LEVELS}"))
+}
+
+fn is_target(name: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || "_-:.".contains(c);
+    !name.is_empty() && name.chars().all(known)
+}
+
+/// A level says it of the gateway's own lines. Libraries then tell errors alone,
+/// as callers can make them write a line for every frame; but who asks for `debug`
+/// or `trace` wants all.
+fn ours(level: LevelFilter) -> Targets {
+    let libraries = match level >= Level::DEBUG {
+        true => level,
+        false => level.min(LevelFilter::ERROR),
+    };
+    let own = [env!("CARGO_CRATE_NAME"), access::TARGET];
+    Targets::new()
+        .with_default(libraries)
+        .with_targets(own.map(|target| (target, level)))
+}
 
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
-/// Lines that are not written yet.
-static WAITING: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-/// How many bytes wait at most.
-const MOST_WAITING: usize = 8 * 1024;
-
-/// Sends log lines to standard error from now on.
-pub fn start_logs(format: LogFormat, filter: EnvFilter) -> LogLevel {
+/// Sends log lines, and panics, to standard error from now on.
+pub fn start_logs(format: LogFormat, filter: LogFilter) -> io::Result<LogLevel> {
+    log_queue::start()?;
     let _ = FORMAT.set(format); // the first holds
-    let (filter, handle) = reload::Layer::new(filter);
-    let lines = tracing_subscriber::registry().with(filter);
-    let layer = layer().with_writer(|| StandardError);
+    let LogFilter { given, targets } = filter;
+    let (targets, handle) = reload::Layer::new(targets);
+    let lines = tracing_subscriber::registry().with(targets);
+    let layer = layer().with_writer(|| log_queue::Lines);
     // Fails where a test has started logs already.
     let _ = match format {
         LogFormat::Json => lines.with(layer.json().flatten_event(true)).try_init(),
         LogFormat::Text => lines.with(layer.with_ansi(false)).try_init(),
     };
-    LogLevel(handle)
+    // The default one writes to standard error by itself, and may wait there.
+    panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+    Ok(LogLevel {
+        handle,
+        given: Arc::new(Mutex::new(given)),
+    })
 }
 
 /// How log lines look, once they are started.
@@ -49,61 +119,94 @@ pub(super) fn format() -> Option<LogFormat> {
     FORMAT.get().copied()
 }
 
-/// Writes a line before this thread sleeps: a busy thread writes many lines at
-/// once. For threads that call [`write_waiting_lines`].
-pub(super) fn write_soon(line: &[u8]) {
-    let mut waiting = waiting();
-    waiting.extend_from_slice(line);
-    if waiting.len() >= MOST_WAITING {
-        write_out(&mut waiting);
-    }
+/// Which log lines are written. Can be changed while the gateway runs.
+#[derive(Clone, Debug)]
+pub struct LogLevel {
+    handle: reload::Handle<Targets, Registry>,
+    given: Arc<Mutex<String>>,
 }
 
-/// Writes what waits to be written.
-pub fn write_waiting_lines() {
-    let mut waiting = waiting();
-    if !waiting.is_empty() {
-        write_out(&mut waiting);
-    }
-}
-
-fn waiting() -> MutexGuard<'static, Vec<u8>> {
-    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write_out(waiting: &mut Vec<u8>) {
-    // Nobody could be told that standard error is gone.
-    let _ = io::stderr().write_all(waiting);
-    waiting.clear();
-}
-
-/// Standard error, after what waits to be written there.
-struct StandardError;
-
-impl Write for StandardError {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut waiting = waiting();
-        waiting.extend_from_slice(line);
-        write_out(&mut waiting);
-        Ok(line.len())
+impl LogLevel {
+    /// The filter that holds, as it was given.
+    pub fn get(&self) -> String {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.clone()
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// Another filter from now on. Fails with what is wrong with it.
+    pub fn set(&self, filter: &str) -> Result<(), String> {
+        let LogFilter { given, targets } = filter
+            .parse()
+            .map_err(|problem| format!("the filter {problem}"))?;
+        let mut shown = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let reloaded = self.handle.reload(targets);
+        reloaded.map_err(|error| error.to_string())?;
+        *shown = given;
         Ok(())
     }
 }
 
-impl LogLevel {
-    /// The filter that holds.
-    pub fn get(&self) -> String {
-        let filter = self.0.with_current(ToString::to_string);
-        filter.unwrap_or_default()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_filter_lets_through() {
+        const OURS: &str = "aep_batch_gateway::server::listener";
+        for (filter, target, least) in [
+            ("info", OURS, Some(Level::INFO)),
+            ("info", "access", Some(Level::INFO)),
+            ("info", "h2::proto", Some(Level::ERROR)),
+            ("WARN", OURS, Some(Level::WARN)),
+            ("error", "h2", Some(Level::ERROR)),
+            ("off", OURS, None),
+            ("off", "h2", None),
+            ("debug", "h2", Some(Level::DEBUG)),
+            ("trace", "hyper", Some(Level::TRACE)),
+            ("info,h2=debug", "h2::proto", Some(Level::DEBUG)),
+            ("h2=debug, warn ,", "h2::proto", Some(Level::DEBUG)),
+            ("h2=debug, warn ,", OURS, Some(Level::WARN)),
+            ("info,access=off", "access", None),
+            ("info,access=off", OURS, Some(Level::INFO)),
+            ("h2=warn", "h2", Some(Level::WARN)),
+            ("h2=warn", OURS, None),
+        ] {
+            let targets = filter.parse::<LogFilter>().expect(filter).targets;
+            for level in [
+                Level::ERROR,
+                Level::WARN,
+                Level::INFO,
+                Level::DEBUG,
+                Level::TRACE,
+            ] {
+                let wanted = least.is_some_and(|least| level <= least);
+                let passes = targets.would_enable(target, &level);
+                assert_eq!(passes, wanted, "{filter} {target} {level}");
+            }
+        }
     }
 
-    /// Another filter from now on: a level, or directives like
-    /// `info,h2=debug`. Fails with what is wrong with it.
-    pub fn set(&self, filter: &str) -> Result<(), String> {
-        let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
-        self.0.reload(filter).map_err(|error| error.to_string())
+    #[test]
+    fn what_is_no_filter_is_refused() {
+        for (filter, told) in [
+            ("", "is empty"),
+            (" , ", "is empty"),
+            ("warning", "no level"),
+            ("inof", "no level"),
+            ("h2", "no level"),
+            ("3", "no level"),
+            ("info debug", "no level"),
+            ("info,verbose", "no level"),
+            ("h2=", "no level"),
+            ("h2=loud", "no level"),
+            ("a=b=c", "no level"),
+            ("=info", "no target"),
+            ("[span]=info", "no target"),
+            ("a[b{c=\"(x+)+\"}]=trace", "no target"),
+            ("a b=info", "no target"),
+        ] {
+            let problem = filter.parse::<LogFilter>().expect_err(filter);
+            assert!(problem.contains(told), "{filter}: {problem}");
+        }
     }
 }

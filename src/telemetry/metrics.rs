@@ -18,7 +18,7 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use super::{process::Process, rest::RestCall};
+use super::{log_queue, process::Process, rest::RestCall};
 use crate::{outcome::Outcome, status};
 
 /// Seconds: 1 ms to 30 s, with the default of `--request-timeout`.
@@ -285,6 +285,11 @@ impl Metrics {
             "aep_gateway_build",
             "The build that is running",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register(
+            "aep_gateway_log_lines_lost",
+            "Log lines that were dropped because standard error was not read",
+            log_queue::LOST.clone(),
         );
         registry.register_collector(Box::new(Process::default()));
         metrics.begin_at_zero();

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,13 +22,29 @@ from envoy_config import EVERYTHING, ISTIO
 # For each scenario with random faults.
 CALLS = int(os.environ["CALLS"])
 
-# The gateway itself repeats a 503 now and then: only many of them let Envoy see some.
-FAULTS = 8 * ["status-503"] + """
+
+def everybody_in_between():
+    """Before the API has processed the request, and after: the last table of docs/simulator.md."""
+    page = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text()
+    forms = re.findall(r"^\| `([^`]+)` \| (before|after|either) \| \d+ \|", page, re.M)
+    return [
+        name + ending
+        for name, when in forms
+        for ending in {"before": [""], "after": ["-after"], "either": ["", "-after"]}[when]
+    ]
+
+
+OWN_FAULTS = """
 status-429 status-500 status-400 proxy-502 proxy-503 lost-502 lost-503 lost-504
 reset-before-create reset-after-create close-before-create close-after-create
-half-answer empty-answer html-answer no-id-answer silence-after-create silence-before-create
-delay-150 stale
+half-answer unfinished-answer empty-answer html-answer no-id-answer gzip-answer
+many-headers-answer gzip-503 silence-after-create silence-before-create delay-150 stale
 """.split()
+
+# Half of them are of everybody in between. The gateway itself repeats a 503 of the API now and
+# then: only many of them let Envoy see some.
+BETWEEN = everybody_in_between()
+FAULTS = 40 * ["status-503"] + len(BETWEEN) // len(OWN_FAULTS) * OWN_FAULTS + BETWEEN
 
 # From then on the gateway makes callers of a call with an external id stay, once it was sent.
 COMMIT_AFTER = 0.1

@@ -5,8 +5,9 @@ use std::{path::PathBuf, process::Output};
 use aep_batch_gateway::proto::{DESCRIPTOR_SET, v1::batch_service_server::SERVICE_NAME};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tonic::Code;
 
-use crate::support::{Gateway, request};
+use crate::support::{CREATE, CREDENTIALS, Gateway, Scripted, frame, request, simulator, with_id};
 
 async fn run(arguments: &[&str]) -> Output {
     Gateway::command(arguments).output().await.unwrap()
@@ -22,11 +23,24 @@ fn file(name: &str, content: &str) -> PathBuf {
     path
 }
 
+/// As on a machine without certificate authorities.
+fn no_authorities() -> [(&'static str, PathBuf); 2] {
+    let empty = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("no-authorities");
+    std::fs::create_dir_all(&empty).unwrap();
+    [
+        ("SSL_CERT_FILE", "/dev/null".into()),
+        ("SSL_CERT_DIR", empty),
+    ]
+}
+
 #[tokio::test]
 async fn demo_makes_a_call_and_goes_on() {
     let mut child =
         Gateway::command(&["demo", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
-            .env("HTTP_PROXY", "http://127.0.0.1:1") // the demo needs no proxy
+            // The demo needs neither a proxy nor certificate authorities.
+            .env("HTTP_PROXY", "http://127.0.0.1:1")
+            .env("ALL_PROXY", "no proxy")
+            .envs(no_authorities())
             .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
@@ -193,4 +207,118 @@ async fn help_shows_no_secret() {
         .unwrap();
     assert!(text(&output.stdout).contains("AEP_GATEWAY_DEFAULT_API_KEY"));
     assert!(!text(&output.stdout).contains("s3cret"));
+}
+
+#[tokio::test]
+async fn certificate_authorities_are_needed_for_tls_alone() {
+    let upstream = simulator().await;
+    let serve = |import: &str, catalog: &str| {
+        let mut command = Gateway::command(&[
+            "serve",
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--upstream-url",
+            import,
+            "--catalog-url",
+            catalog,
+        ]);
+        command.envs(no_authorities());
+        command
+    };
+    let (import, catalog) = (upstream.import_url(), upstream.catalog_url());
+    let tls = "https://127.0.0.1:1/catalog";
+
+    let gateway = Gateway::spawn(serve(&import, &catalog)).await;
+    gateway.create(with_id("e")).await.unwrap();
+    assert!(!gateway.log().contains("certificate authorities"));
+
+    let gateway = Gateway::spawn(serve(&import, tls)).await;
+    gateway.create(request()).await.unwrap();
+    gateway.logs("there are no certificate authorities").await;
+
+    let mut by_tls = serve(&import, &catalog);
+    by_tls.env("HTTP_PROXY", "https://127.0.0.1:1");
+    for mut command in [serve(tls, tls), by_tls] {
+        let refused = command.output().await.unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        let told = text(&refused.stderr);
+        assert!(
+            told.contains("there are no certificate authorities"),
+            "{told}"
+        );
+        assert!(told.contains("ca-certificates"), "{told}");
+        assert!(told.contains("--upstream-ca-file"), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_cannot_be_read_is_refused() {
+    for name in ["HTTP_PROXY", "https_proxy", "all_proxy"] {
+        for value in ["http://u:s3c ret@proxy:1", "http://u:s3cret@proxy:1\n"] {
+            for command in ["serve", "config"] {
+                let mut command = Gateway::command(&[command, "--listen=nowhere"]);
+                let output = command.env(name, value).output().await.unwrap();
+                assert_eq!(output.status.code(), Some(2), "{name}");
+                let told = text(&output.stderr);
+                assert!(told.contains(name) && told.contains("--listen"), "{told}");
+                assert!(!told.contains("s3c") && !told.contains("ret@"), "{told}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn config_shows_the_proxy_of_each_url() {
+    let shown = async |no_proxy: &str| {
+        let output = Gateway::command(&["config", "--upstream-url=http://api.example:8080"])
+            .env("http_proxy", "http://user:s3cret@proxy:3128")
+            .env("HTTPS_PROXY", "proxy2:3128")
+            .env("NO_PROXY", no_proxy)
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success());
+        let shown = text(&output.stdout);
+        assert!(!shown.contains("s3cret"), "{shown}");
+        let lines = shown.lines().filter(|line| line.contains("is reached"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let plain = "# upstream_url is reached through the proxy http://[redacted]@proxy:3128 \
+        (http_proxy)";
+    let tls = "# catalog_url is reached through the proxy http://proxy2:3128 (HTTPS_PROXY)";
+    assert_eq!(shown("").await, [plain, tls]);
+    assert_eq!(shown("api.example:9090").await, [plain, tls]);
+    let direct = "# upstream_url is reached without a proxy";
+    assert_eq!(shown("api.example:8080").await, [direct, tls]);
+    let all = [direct, "# catalog_url is reached without a proxy"];
+    assert_eq!(shown("*").await, all);
+}
+
+#[tokio::test]
+async fn a_token_file_that_holds_something_else_is_refused_and_never_quoted() {
+    let ims = r#"{"access_token":"s3cret","token_type":"bearer","expires_in":86399}"#;
+    for (held, told) in [
+        (ims, "holds JSON"),
+        ("Bearer s3cret\n", "has the word Bearer"),
+        ("\u{feff}s3cret s3cret", "holds more than one word"),
+    ] {
+        let token = file("token-file", held);
+        let flag = format!("--default-token-file={}", token.display());
+        let output = run(&["serve", &flag, "--callers-are-authenticated"]).await;
+        assert_eq!(output.status.code(), Some(2));
+        let output = text(&output.stderr);
+        assert!(output.contains(told), "{output}");
+        assert!(output.contains("it should hold the access token alone"));
+        assert!(!output.contains("s3cret"), "{output}");
+    }
+
+    let upstream = Scripted::answering("201 Created", &[], r#"{"id":"b"}"#).await;
+    let token = file("token-file-with-bom", "\u{feff}s3cret \r\n");
+    let flag = format!("--default-token-file={}", token.display());
+    let gateway = Gateway::start(&upstream.url(), &[&flag, "--callers-are-authenticated"]).await;
+    let body = frame(&request());
+    let answer = gateway.raw_call(CREATE, &CREDENTIALS[1..], &body).await;
+    assert_eq!(answer.code(), Code::Ok);
+    let sent = &upstream.requests()[0];
+    assert!(sent.contains("authorization: Bearer s3cret\r\n"), "{sent}");
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aep_batch_gateway::simulator::Simulator;
-use rcgen::date_time_ymd;
+use rcgen::{SanType, date_time_ymd};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -75,6 +75,16 @@ async fn files_that_do_not_hold_are_refused_at_start() {
     let told = problems(&folder.mtls(), &[]).await;
     assert_eq!(told.len(), 1);
     assert!(told[0].starts_with("--tls-key-file is bad: "), "{told:?}");
+
+    let cut: String = ca.pem().lines().take(4).collect::<Vec<_>>().join("\n");
+    folder.write("ca.crt", &(ca.pem() + &cut + "\n" + &ca.pem()));
+    let upstream_ca = format!("--upstream-ca-file={}/ca.crt", folder.path().display());
+    let told = problems(&folder.mtls(), &[&upstream_ca]).await;
+    for flag in ["--tls-client-ca-file", "--upstream-ca-file"] {
+        let named = format!("{flag} has a bad certificate, number 2: it has no END line: ");
+        let is_told = told.iter().any(|line| line.starts_with(&named));
+        assert!(is_told, "{told:?}");
+    }
 
     for file in ["tls.crt", "tls.key", "ca.crt"] {
         folder.write(file, "nothing");
@@ -205,6 +215,8 @@ async fn only_clients_on_the_list_may_call() {
         &["spiffe://cluster.local/ns/a/sa/bb"][..],
         &["spiffe://cluster.local/ns/a/sa"],
         &["x.client.example", "spiffe://cluster.local/ns/A/sa/b"],
+        &["client.example", LISTED],
+        &[LISTED, "spiffe://cluster.local/ns/a/sa/c"],
         &[],
     ] {
         let unlisted = ca.client(Some(&ca.issue(names)));
@@ -219,7 +231,16 @@ async fn only_clients_on_the_list_may_call() {
         let answer = client.call(health, &[], &[0; 5]).await.unwrap();
         assert_eq!(answer.code(), Code::PermissionDenied, "{names:?}");
     }
-    gateway.counts(REFUSED, "4").await;
+    // DNS names in the clothes of URIs, and the reverse.
+    for name in [
+        SanType::URI("client.example".try_into().unwrap()),
+        SanType::DnsName(LISTED.try_into().unwrap()),
+    ] {
+        let disguised = ca.issue_with(&[], |params| params.subject_alt_names = vec![name.clone()]);
+        let answer = create(&gateway, ca.client(Some(&disguised))).await.unwrap();
+        assert_eq!(answer.code(), Code::PermissionDenied, "{name:?}");
+    }
+    gateway.counts(REFUSED, "8").await;
     gateway.logs("spiffe://cluster.local/ns/a/sa/bb").await;
     assert_eq!(upstream.batches().len(), 2);
 }

@@ -17,7 +17,7 @@ fn sources(room: &str) -> String {
 }
 
 /// From the top down; a room uses rooms that stand further right.
-const ROOMS: [&str; 17] = [
+const ROOMS: &[&str] = &[
     "cli",
     "simulator",
     "server",
@@ -33,7 +33,9 @@ const ROOMS: [&str; 17] = [
     "certificates",
     "mapping",
     "deadline",
+    "early_headers",
     "credentials",
+    "proxies",
     "outcome",
 ];
 

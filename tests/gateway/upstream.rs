@@ -1,5 +1,8 @@
 //! How the API is reached: proxies, and what the HTTP client does not do.
 
+use aep_batch_gateway::{proto::v1::Batch, simulator::Simulator};
+use tonic::{Code, Status};
+
 use crate::support::{Gateway, Scripted, Step, request, simulator};
 
 #[tokio::test]
@@ -23,9 +26,7 @@ async fn the_proxy_of_the_environment_is_used() {
     );
 }
 
-#[tokio::test]
-async fn no_proxy_is_honoured_too() {
-    let upstream = simulator().await;
+async fn create_past_a_dead_proxy(upstream: &Simulator, no_proxy: &str) -> Result<Batch, Status> {
     let mut command = Gateway::command(&[
         "serve",
         "--listen=127.0.0.1:0",
@@ -34,9 +35,24 @@ async fn no_proxy_is_honoured_too() {
         &upstream.import_url(),
     ]);
     command.env("HTTP_PROXY", "http://127.0.0.1:1");
-    command.env("NO_PROXY", "127.0.0.1");
+    command.env("NO_PROXY", no_proxy);
     let gateway = Gateway::spawn(command).await;
-    gateway.create(request()).await.unwrap();
+    gateway.create(request()).await
+}
+
+#[tokio::test]
+async fn no_proxy_is_honoured_too() {
+    let upstream = simulator().await;
+    let host_and_port = upstream.address().to_string();
+    for no_proxy in ["127.0.0.1", "127.0.0.0/8", "*", &host_and_port] {
+        let batch = create_past_a_dead_proxy(&upstream, no_proxy).await;
+        assert!(batch.is_ok(), "{no_proxy}: {batch:?}");
+    }
+    for no_proxy in ["", "127.0.0.2", "127.0.0.1:1"] {
+        let refused = create_past_a_dead_proxy(&upstream, no_proxy).await;
+        let refused = refused.expect_err(no_proxy);
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    }
 }
 
 #[tokio::test]
