@@ -5,7 +5,8 @@ EVERY_SETTING = {
     # Go would print it with an exponent.
     "maxInFlight": 1000000, "maxConnections": 1000,
     "upstreamUrl": "https://api.example.com/import", "catalogUrl": "https://api.example.com/catalog",
-    "upstreamHttp": 1, "lookUp": "on-retry", "connectTimeout": "500ms", "maxConnectionAge": "5m",
+    "upstreamHttp": 1, "lookUp": "on-retry", "generateExternalIds": True,
+    "connectTimeout": "500ms", "maxConnectionAge": "5m",
     "forwardMetadata": "x-one,x-two", "reflection": False, "grpcWeb": True,
     "grpcWebOrigins": "https://app.example.com", "logFormat": "text", "logLevel": "info,h2=debug",
 }  # fmt: skip
@@ -57,6 +58,9 @@ VALUE_SETS = [
     ("tls", {"tls": TLS}),
     ("mtls", {"tls": MTLS}),
     ("managed credentials", {"defaultCredentials": MANAGED}),
+    ("a default token for allowed clients", {
+        "tls": MTLS, "defaultCredentials": {"secretName": "a", "tokenKey": "t"},
+    }),
     ("default API key alone", {"defaultCredentials": {"secretName": "a", "apiKeyKey": "key"}}),
     ("gRPC probes", {"probes": {"grpc": True}}),
     ("no autoscaling", {"autoscaling": {"enabled": False}}),
@@ -117,6 +121,8 @@ BAD_VALUES = [
     ({"settings": {"drainTimeout": "20s"}}, "drainTimeout (20s) must be more than"),
     ({"settings": {"requestTimeout": "60s"}}, "must be more than settings.requestTimeout (60s)"),
     ({"defaultCredentials": {"secretName": "a", "tokenKey": "t"}}, "callersAreAuthenticated"),
+    ({"tls": {**TLS, "clientCaSecretName": "b"},
+      "defaultCredentials": {"secretName": "a", "tokenKey": "t"}}, "callersAreAuthenticated"),
     ({"defaultCredentials": {"apiKeyKey": "a"}}, "need defaultCredentials.secretName"),
     ({"defaultCredentials": {"secretName": "a"}}, "tokenKey or apiKeyKey"),
     ({"tls": {"clientCaSecretName": "a"}}, "needs tls.secretName"),
