@@ -2,12 +2,13 @@
 # The benchmark: run.sh          all of it, into docs/benchmark.md (25 minutes)
 #                run.sh --short  for CI: fails if a ratio has grown since the last full run
 #                run.sh --build  only what cargo builds
-#                run.sh --profile  records deploy/image/gateway.profdata anew (10 minutes)
+#                run.sh --profile  records deploy/image/gateway.profdata (10 minutes)
 #                run.sh --only core,instructions [--rounds 10] [--seconds 3]
 # Needs Python, valgrind and h2load; Go for one of the peers, openssl and LLVM for
 # the profile. GATEWAY names the program to measure, by default it is built here
-# as for the image; OTHER names another build to compare it with. What this
-# installs goes to .run, and is used again.
+# as for the image, without a profile, as all the others are; OTHER names another build
+# to compare it with, such as one that `run.sh --build --with-profile` has made. What
+# this installs goes to .run, and is used again.
 set -euo pipefail
 
 PROTOC_GEN_GO=v1.36.12
@@ -41,17 +42,25 @@ build_gateway() {
     RUSTFLAGS="-Ctarget-feature=+crt-static $1" CARGO_TARGET_DIR=$run/target build "$root" --target "$tuple"
 }
 
-# As the image's program (Dockerfile). The copy's name tells cargo when the profile is another.
+# As the image's program with --build-arg PROFILE (Dockerfile). The copy's name tells cargo when
+# the profile is another.
 build_with_profile() {
     local copy
-    mkdir -p "$run"
+    [[ -f $profile ]] || cannot "there is no $profile: bench/run.sh --profile records it"
     copy=$run/$(sha256sum <"$profile" | cut -c -16).profdata
     cp "$profile" "$copy"
     build_gateway "-Cprofile-use=$copy -Cllvm-args=-enable-split-machine-functions -Clink-arg=-Wl,-z,keep-text-section-prefix"
 }
 
-if [[ ${1:-} == --build ]]; then
+mkdir -p "$run"
+if [[ "$*" == "--build --with-profile" ]]; then
     build_with_profile
+    cp "$run/target/$tuple/release/aep-batch-gateway" "$run/with-profile"
+    echo "OTHER=$run/with-profile"
+    exit
+fi
+if [[ ${1:-} == --build ]]; then
+    build_gateway ""
     build "$here"
     exit
 fi
@@ -78,7 +87,7 @@ echo "building"
 if [[ ${1:-} == --profile ]]; then
     build_gateway "-Cprofile-generate"
 elif [[ -z ${GATEWAY:-} ]]; then
-    build_with_profile
+    build_gateway ""
 fi
 GATEWAY=${GATEWAY:-$run/target/$tuple/release/aep-batch-gateway}
 [[ -x $GATEWAY ]] || cannot "no gateway at $GATEWAY"

@@ -98,6 +98,10 @@ install_java() {
     once java java/pom.xml "$proto" "${sources[@]}" -- mvn --quiet --batch-mode --file java/pom.xml package
 }
 
+install_cpp() {
+    make --jobs=2 --directory=cpp build/create-batch build/interop
+}
+
 install_ruby() {
     local generate=(protoc --plugin=protoc-gen-grpc="$(command -v grpc_ruby_plugin)"
         --ruby_out=ruby/lib --grpc_out=ruby/lib)
@@ -105,6 +109,11 @@ install_ruby() {
     "${generate[@]}" -I ../proto "$proto"
     "${generate[@]}" -I /usr/share/grpc-proto \
         grpc/reflection/v1/reflection.proto grpc/reflection/v1alpha/reflection.proto
+}
+
+install_rust() {
+    cargo build --quiet --locked --manifest-path rust/Cargo.toml --target-dir "$tools/rust" \
+        --bins --example interop
 }
 
 install_grpcurl() {

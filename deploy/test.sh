@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # Tests the Helm chart and the examples: test.sh [PATH OF THE GATEWAY]
-# What it installs goes to .test, and is used again by the next run. Helm is built
-# from source, which takes some minutes the first time: test.sh --build does no more.
+# What it installs goes to target/ci/deploy, and is used again by the next run. Helm is
+# built from source, which takes some minutes the first time: test.sh --build does no more.
 set -euo pipefail
 
-HELM=helm.sh/helm/v4/cmd/helm@v4.3.1
+# The first one does all tests. The others have older libraries, and must render the same.
+HELMS=(
+    helm.sh/helm/v4/cmd/helm@v4.3.1
+    helm.sh/helm/v4/cmd/helm@v4.2.4
+    helm.sh/helm/v3/cmd/helm@v3.21.4
+)
 KUBECONFORM=github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
 # The definitions of what is not Kubernetes' own.
 CRDS=(
@@ -16,7 +21,7 @@ CRDS=(
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 gateway=${1:-$here/../target/debug/aep-batch-gateway}
 [[ $gateway == /* ]] || gateway=$PWD/$gateway
-tools=$here/.test
+tools=$here/../target/ci/deploy
 
 cannot() {
     echo "cannot run: $*" >&2
@@ -26,18 +31,22 @@ cannot() {
 for program in go openssl python3; do
     command -v "$program" >/dev/null || cannot "$program is not installed"
 done
-# build MODULE/cmd/NAME@VERSION: only if it is not there in that version
+# build MODULE/cmd/NAME@VERSION, as NAME-VERSION, if it is not there. One package at a time,
+# and not for ever: other tests run at the same time.
 build() {
     local package=${1%@*} version=${1#*@}
-    local name=${package##*/}
-    if ! go version -m "$tools/bin/$name" 2>/dev/null |
-        grep -q "^[[:space:]]mod[[:space:]]${package%/cmd/*}[[:space:]]${version}[[:space:]]"; then
-        echo "building $name $version"
-        GOBIN=$tools/bin CGO_ENABLED=0 go install -ldflags "-s -w" "$1" || cannot "$name was not built"
-    fi
+    local program=$tools/bin/${package##*/}-$version
+    [[ ! -x $program ]] || return 0
+    echo "building ${program##*/}"
+    rm -rf "$tools/building"
+    GOBIN=$tools/building CGO_ENABLED=0 timeout 15m go install -p 1 -ldflags "-s -w" "$1" ||
+        cannot "${program##*/} was not built"
+    mkdir -p "$tools/bin"
+    mv "$tools/building/${package##*/}" "$program"
 }
-build "$HELM"
-build "$KUBECONFORM"
+for program in "${HELMS[@]}" "$KUBECONFORM"; do
+    build "$program"
+done
 [[ ${1-} != --build ]] || exit 0
 
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
@@ -68,4 +77,5 @@ for variable in "${!AEP_GATEWAY_@}" "${!HELM_@}" "${!OTEL_@}"; do
     unset "$variable"
 done
 export HELM_CACHE_HOME=$tools/helm HELM_CONFIG_HOME=$tools/helm HELM_DATA_HOME=$tools/helm KUBECONFIG=/dev/null
-PYTHONPATH=$tools/proto exec "$tools/venv/bin/python" "$here/tests/suite.py" "$gateway" "${crds[@]}"
+HELMS="${HELMS[*]#*@}" KUBECONFORM=${KUBECONFORM#*@} PYTHONPATH=$tools/proto \
+    exec "$tools/venv/bin/python" "$here/tests/suite.py" "$gateway" "${crds[@]}"

@@ -2,7 +2,10 @@
 
 mod admin;
 mod answer;
+mod arrival;
+mod authority;
 mod grpc;
+mod health;
 mod listener;
 mod observed;
 mod tls;
@@ -18,8 +21,9 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
     admin::Admin,
+    arrival::Bounds,
     grpc::GrpcServices,
-    listener::{Limits, Listener, Server, Speaks, Stop},
+    listener::{Limits, Listener, Server, Stop},
     tls::Tls,
     web::Web,
 };
@@ -104,21 +108,24 @@ pub async fn start(
         metadata: config.credentials.forward.clone(),
     });
     let web = web.map(Arc::new);
-    let speaks = match web {
-        Some(_) => Speaks::Http2AndHttp1,
-        None => Speaks::Http2,
+    // The HTTP versions that are agreed on in TLS (RFC 7301).
+    let alpn: &[&str] = match web {
+        Some(_) => &["h2", "http/1.1"],
+        None => &["h2"],
     };
     let tls = config
         .tls
-        .map(|tls| Tls::start(tls, speaks.alpn(), telemetry.clone()));
+        .map(|tls| Tls::start(tls, alpn, telemetry.clone()));
     let tls = tls.transpose().map_err(StartError::Tls)?;
     let shared = Shared::new(config.look_up, config.request_timeout, telemetry.clone());
     let shared = Arc::new(shared);
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
     let not_ready = CancellationToken::new();
+    let stop = Stop::default();
     let upstream_tls = upstream::tls(&config.upstream).map_err(StartError::Trust)?;
     // A worker has a client of its own: a connection to the API lives on one thread too.
+    let bounds = Bounds::new(config.max_in_flight, config.max_connections);
     let services = || {
         let (options, tls) = (config.upstream.clone(), upstream_tls.clone());
         let upstream = Upstream::new(options, tls, telemetry.clone());
@@ -130,9 +137,16 @@ pub async fn start(
             flights: flights.clone(),
             telemetry: telemetry.clone(),
         };
-        let (health, web, draining) = (health.clone(), web.clone(), not_ready.clone());
-        GrpcServices::new(gateway, health, config.reflection, web, draining)
-            .map_err(StartError::Reflection)
+        let (health, web) = (health.clone(), web.clone());
+        let (draining, ending) = (not_ready.clone(), stop.drain.clone());
+        let options = grpc::Options {
+            with_reflection: config.reflection,
+            web,
+            bounds: bounds.clone(),
+            draining,
+            ending,
+        };
+        GrpcServices::new(gateway, health, options).map_err(StartError::Reflection)
     };
     let workers = workers::start().map_err(StartError::Threads)?;
     let workers: Vec<_> = workers
@@ -140,7 +154,6 @@ pub async fn start(
         .map(|worker| Ok((worker, Arc::new(services()?))))
         .collect::<Result<_, StartError>>()?;
 
-    let stop = Stop::default();
     let admin_pages = Admin {
         telemetry: telemetry.clone(),
         log_level,
@@ -151,7 +164,7 @@ pub async fn start(
         connections: config.max_connections,
         age: config.max_connection_age,
     };
-    let server = Server::new(speaks, tls, limits, telemetry.clone(), stop.clone());
+    let server = Server::new(tls, limits, telemetry.clone(), stop.clone());
     tokio::spawn(server.accept(listener, workers));
     telemetry.set_ready(true);
     Ok(Running {

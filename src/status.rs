@@ -72,7 +72,10 @@ table! {
     CLIENT_NOT_ALLOWED: PermissionDenied, NotCreated;
     CREDENTIALS_MISSING: Unauthenticated, NotCreated;
     UNSUPPORTED: Unimplemented, NotCreated;
+    INVALID_FRAMING: Internal, NotCreated;
+    NOT_ONE_MESSAGE: Unimplemented, NotCreated;
     MESSAGE_TOO_LARGE: ResourceExhausted, NotCreated;
+    MESSAGE_TIMEOUT: DeadlineExceeded, NotCreated;
     GATEWAY_OVERLOADED: Unavailable, NotCreated;
     GATEWAY_STOPPING: Unavailable, NotCreated;
     EXTERNAL_ID_TAKEN: AlreadyExists, NotCreated;
@@ -400,7 +403,7 @@ fn what_happened(failure: &Failure) -> String {
             }
             NeverSent::Stopping => "The gateway is stopping".to_owned(),
             NeverSent::Overloaded => {
-                "The gateway has as many calls in flight as it may have".to_owned()
+                "The gateway has as many calls, or bytes of them, as it may have".to_owned()
             }
         },
         Failure::DeadlineBeforeSending => {

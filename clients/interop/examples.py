@@ -85,7 +85,7 @@ def play(report: Report, gateway: Gateway, example: list[str], cwd: Path) -> Non
 
 def play_killed(report: Report, gateway: Gateway, example: list[str], cwd: Path) -> None:
     """Ends the gateway."""
-    with report.check("example: UNAVAILABLE is UNKNOWN if the gateway is killed"):
+    with report.check("example: whatever it says if the gateway is killed is UNKNOWN"):
         gateway.order("silence-after-create")
         program = start([*example, gateway.address], cwd)
         try:
@@ -99,7 +99,7 @@ def play_killed(report: Report, gateway: Gateway, example: list[str], cwd: Path)
         finally:
             program.kill()
         ran = Run(program.returncode, said.strip(), batches)
-        assert_run(ran, 1, 1, UNPROVEN.format(reason=""))
+        assert_run(ran, 1, 1, UNPROVEN.format(reason="").replace("UNAVAILABLE", r"\w+"))
 
 
 def service_config(report: Report, gateway_program: str, file: Path) -> None:

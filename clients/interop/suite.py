@@ -29,7 +29,7 @@ class Language:
     example: list[str]
     readme_program: str = ""  # where the README's program is put, below CLIENTS
     readme_commands: tuple[list[str], ...] = ()  # what builds and runs it
-    service_config: str = "service-config.json"
+    service_config: str | None = "service-config.json"
     reflection: tuple[str, ...] = ("v1", "v1alpha")  # the versions that the library has
     loads_descriptors: bool = False  # at run time, beside those of its code
 
@@ -70,6 +70,15 @@ LANGUAGES = {
             ["sh", "-c", f"cd clients/java && exec java -cp '{JARS}' target/readme/Main.java"],
         ),
         service_config="src/main/resources/service-config.json",
+    ),
+    "cpp": Language(
+        interop=["build/interop"],
+        example=["build/create-batch"],
+    ),
+    "rust": Language(
+        interop=["{}/rust/debug/examples/interop"],
+        example=["{}/rust/debug/create-batch"],
+        service_config=None,
     ),
     "ruby": Language(
         interop=["ruby", "interop.rb"],
@@ -136,7 +145,8 @@ def play_language(report: Report, running: list, program: str, folder: Path, nam
     calls.play(report, gateway, api_gateway, api, player)
     if language.loads_descriptors:
         descriptors.play(report, player, descriptors.write(program, folder / f"{name}.binpb"))
-    examples.service_config(report, program, home / language.service_config)
+    if language.service_config:
+        examples.service_config(report, program, home / language.service_config)
     examples.play(report, gateway, words(language.example), home)
     killed = start(Gateway(program, folder / f"{name}-killed-gateway.log"))
     examples.play_killed(report, killed, words(language.example), home)

@@ -3,23 +3,23 @@
 import re
 
 import yaml
-from report import CHART, TOOLS, run
+from report import CHART, HELM, run
 
 
-def helm(command, values, *flags):
+def helm(command, values, *flags, program=HELM):
     given = yaml.safe_dump(values)
-    return run(TOOLS / "bin/helm", *command, CHART, "--values", "-", *flags, text=given)
+    return run(program, *command, CHART, "--values", "-", *flags, text=given)
 
 
-def template(values, *flags):
-    return helm(["template", "gw"], values, "--namespace", "ingestion", *flags)
+def template(values, *flags, program=HELM):
+    return helm(["template", "gw"], values, "--namespace", "ingestion", *flags, program=program)
 
 
 class Rendered:
     """What a set of values becomes, and how to find things in it."""
 
     def __init__(self, name, values, *flags):
-        self.name, self.values = name, values
+        self.name, self.values, self.flags = name, values, flags
         code, self.text, self.error = template(values, *flags)
         self.documents = [d for d in yaml.safe_load_all(self.text) if d] if code == 0 else []
 
@@ -210,7 +210,7 @@ def network(r):
     mesh = r.value("mesh")
     calls, metrics = spec["ingress"]
     for rule, port, more in [
-        (calls, "grpc", {"istio-ambient": {15008}}),
+        (calls, "grpc", {"istio-ambient": {15008}, "linkerd": {4143}}),
         (metrics, "admin", {"istio": {15090}, "linkerd": {4191}}),
     ]:
         if {p["port"] for p in rule["ports"]} != {r.port(port)} | more.get(mesh, set()):
@@ -245,6 +245,9 @@ def mesh(r):
         "istio": {
             "sidecar.istio.io/nativeSidecar": "true",
             "traffic.sidecar.istio.io/excludeInboundPorts": admin,
+            "prometheus.istio.io/merge-metrics": "false",
+            # A probe of the gRPC port would meet the sidecar, which wants mTLS.
+            **({} if r.value("probes.grpc") else {"sidecar.istio.io/rewriteAppHTTPProbers": "false"}),
         },
         "istio-ambient": {},
         "linkerd": {

@@ -1,12 +1,15 @@
 """What the suite says and counts; and how it runs programs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 GATEWAY, CRDS = sys.argv[1], [Path(path) for path in sys.argv[2:]]
 DEPLOY = Path(__file__).resolve().parent.parent
-TOOLS = DEPLOY / ".test"
+TOOLS = DEPLOY.parent / "target/ci/deploy"
+HELM, *OLDER_HELMS = [TOOLS / f"bin/helm-{version}" for version in os.environ["HELMS"].split()]
+KUBECONFORM = TOOLS / f"bin/kubeconform-{os.environ['KUBECONFORM']}"
 CHART = DEPLOY / "chart" / "aep-batch-gateway"
 EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
 

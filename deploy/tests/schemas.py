@@ -1,5 +1,5 @@
-"""JSON schemas for kubeconform, in .test/schemas: Kubernetes' own, from the package
-kubernetes-validate; those of the definitions (CRDs) in Go modules; and Linkerd's."""
+"""JSON schemas for kubeconform: Kubernetes' own, from the package kubernetes-validate;
+those of the definitions (CRDs) in Go modules; and Linkerd's."""
 
 import json
 from importlib.util import find_spec

@@ -67,6 +67,7 @@ VALUE_SETS = [
     ("autoscaling on CPU", {"autoscaling": {"metric": "cpu"}}, *CUSTOM_METRICS),
     ("a metrics adapter", {}, *CUSTOM_METRICS),
     ("istio", {"mesh": "istio"}),
+    ("istio, gRPC probes", {"mesh": "istio", "probes": {"grpc": True}}),
     ("istio ambient", {"mesh": "istio-ambient"}),
     ("linkerd", {"mesh": "linkerd"}),
     ("all namespaces", {"networkPolicy": {"callers": ["*"], "metrics": []}}),

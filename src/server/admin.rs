@@ -49,7 +49,11 @@ type Page = Response<Full<Bytes>>;
 
 impl Admin {
     async fn page(&self, request: Request<Incoming>) -> Page {
-        match (request.method(), request.uri().path()) {
+        let method = match *request.method() {
+            Method::HEAD => &Method::GET, // hyper leaves the body out
+            ref method => method,
+        };
+        match (method, request.uri().path()) {
             (&Method::GET, "/metrics") => self.metrics(request.headers().get(header::ACCEPT)),
             // Alive means: able to answer this. Never: the API is up.
             (&Method::GET, "/livez") => text(StatusCode::OK, "ok"),
@@ -61,7 +65,7 @@ impl Admin {
             (&Method::PUT, "/log-level") => self.set_log_level(request).await,
             _ => text(
                 StatusCode::NOT_FOUND,
-                "There are GET /metrics, /livez, /readyz and /log-level, and PUT /log-level.",
+                "There are GET and HEAD /metrics, /livez, /readyz and /log-level, and PUT /log-level.",
             ),
         }
     }

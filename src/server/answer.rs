@@ -21,9 +21,16 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
+use http_body_util::Full;
 use tonic::{Code, Status, body::Body};
 
-use crate::{credentials::REQUEST_ID, outcome::Outcome, status, telemetry::CallRecord};
+use super::arrival::Refusal;
+use crate::{
+    credentials::REQUEST_ID,
+    outcome::Outcome,
+    status::{self, CallNames},
+    telemetry::CallRecord,
+};
 
 /// Gives an answer of `BatchService` its form.
 pub(super) fn shape(response: Response<Body>, record: &CallRecord) -> Response<Body> {
@@ -45,10 +52,47 @@ pub(super) fn with_trailers(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// An answer that is no gRPC: HTTP itself tells all.
-pub(super) fn refuse(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
+/// The answer to a call that no service sees.
+pub(super) fn of_refusal(
+    refusal: Refusal,
+    request_id: &HeaderValue,
+    record: Option<&CallRecord>,
+) -> Response<Body> {
+    let status = match refusal {
+        Refusal::Failed(failure) => {
+            let call = CallNames {
+                request_id,
+                external_id: None,
+                time_left: None,
+            };
+            let status = status::from_failure(&failure, call);
+            if let Some(record) = record {
+                record.create_ended(&Err(failure));
+                record.answered(status.code());
+            }
+            status
+        }
+        Refusal::Protocol(row, what) => {
+            if let Some(record) = record {
+                record.refused(row);
+            }
+            status::from_protocol_error(row, what, Some(request_id))
+        }
+        // Nobody hears it, most likely: counted as cancelled, like every call without an answer.
+        Refusal::Gone => {
+            let row = &status::INVALID_FRAMING;
+            status::from_protocol_error(row, "The request broke off", Some(request_id))
+        }
+    };
+    status.into_http()
+}
+
+/// An answer that is no gRPC, for who does not speak it: a sentence.
+pub(super) fn refuse(status: StatusCode, sentence: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::from(sentence)));
     *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 

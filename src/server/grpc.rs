@@ -7,24 +7,28 @@ use std::{
     sync::Arc,
 };
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
+};
+use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, codec::CompressionEncoding, server::NamedService};
-use tonic_health::{
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
+use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
     answer,
-    observed::{Received, Sent},
+    arrival::{self, Bounds, LARGEST_MESSAGE, Open, Refusal},
+    health::Health,
+    observed::Sent,
     web::Web,
     writes::Writes,
 };
 use crate::{
     certificates::Peer,
+    credentials::{self, Credentials},
     early_headers::EarlyHeaders,
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
@@ -32,9 +36,8 @@ use crate::{
     telemetry::{self, Call, Telemetry},
 };
 
-/// The most that a request message may have. Messages that are still arriving
-/// are held in memory, for each stream of each connection.
-const LARGEST_MESSAGE: usize = 256 * 1024;
+/// The most that a question about the schema may have.
+const LARGEST_QUESTION: usize = 4 * 1024;
 
 /// Tells an Envoy that checks health to send no more calls here, before its next
 /// check would.
@@ -50,35 +53,47 @@ pub(super) struct GrpcServices {
     /// Health and reflection, by name.
     others: Arc<[(&'static str, OtherService)]>,
     telemetry: Arc<Telemetry>,
-    web: Option<Arc<Web>>,
-    draining: CancellationToken,
+    credentials: Arc<Credentials>,
+    options: Options,
+}
+
+/// What is there besides the services themselves.
+pub(super) struct Options {
+    pub(super) with_reflection: bool,
+    pub(super) web: Option<Arc<Web>>,
+    pub(super) bounds: Bounds,
+    /// No longer ready.
+    pub(super) draining: CancellationToken,
+    /// Streams that would last for ever end.
+    pub(super) ending: CancellationToken,
 }
 
 impl GrpcServices {
     pub(super) fn new(
         gateway: Gateway,
         health: HealthReporter,
-        with_reflection: bool,
-        web: Option<Arc<Web>>,
-        draining: CancellationToken,
+        options: Options,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let telemetry = gateway.telemetry.clone();
+        let credentials = Arc::new(gateway.credentials.clone());
         let batches = BatchServiceServer::new(gateway)
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(LARGEST_MESSAGE);
-        let health = HealthServer::new(HealthService::from_health_reporter(health));
+        let health = HealthServer::new(Health::new(health, options.ending.clone()));
         let mut others = vec![other(health)];
-        if with_reflection {
-            others.push(other(reflection().build_v1()?));
+        if options.with_reflection {
+            let v1 = reflection().build_v1()?;
+            others.push(other(v1.max_decoding_message_size(LARGEST_QUESTION)));
             // Older grpcurl and Postman know this version only.
-            others.push(other(reflection().build_v1alpha()?));
+            let v1alpha = reflection().build_v1alpha()?;
+            others.push(other(v1alpha.max_decoding_message_size(LARGEST_QUESTION)));
         }
         Ok(GrpcServices {
             batches,
             others: others.into(),
             telemetry,
-            web,
-            draining,
+            credentials,
+            options,
         })
     }
 
@@ -95,29 +110,30 @@ impl GrpcServices {
     fn answer(&self, connection: &Connection, request: Request<Body>) -> Answer {
         let peer = &connection.peer;
         if request.method() != Method::POST {
-            return at_once(answer::refuse(StatusCode::METHOD_NOT_ALLOWED));
+            return at_once(answer::refuse(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "This is a gRPC server: every call is a POST.\n",
+            ));
         }
         if !is_grpc(&request) {
-            return at_once(answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+            return at_once(answer::refuse(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "This is a gRPC server: the content type must be application/grpc or \
+                 application/grpc+proto. gRPC-Web needs --grpc-web.\n",
+            ));
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
             let (method, client) = (telemetry::Method::of(method), peer.identity.clone());
             let call = self.telemetry.call(method, request.headers(), client);
-            return self.answer_batch_call(connection, request, call);
+            return self.answer_batch_call(connection, request, method, call);
         }
         if !peer.allowed {
             let identity = peer.identity.as_deref();
             return at_once(status::client_not_allowed(identity, None).into_http());
         }
         match self.others.iter().find(|(name, _)| *name == service) {
-            Some((_, other)) => {
-                let answering = other.clone().oneshot(request);
-                Box::pin(async {
-                    let Ok(response) = answering.await;
-                    response
-                })
-            }
+            Some((name, other)) => self.answer_other(name, other.clone(), request),
             None => at_once(status::unknown_service().into_http()),
         }
     }
@@ -125,7 +141,8 @@ impl GrpcServices {
     fn answer_batch_call(
         &self,
         connection: &Connection,
-        mut request: Request<Body>,
+        request: Request<Body>,
+        method: telemetry::Method,
         call: Call,
     ) -> Answer {
         let peer = &connection.peer;
@@ -133,19 +150,41 @@ impl GrpcServices {
         if !peer.allowed {
             record.refused(&status::CLIENT_NOT_ALLOWED);
             let (identity, id) = (peer.identity.as_deref(), record.request_id());
-            let refusal: Response<Body> =
-                status::client_not_allowed(identity, Some(id)).into_http();
-            return at_once(refusal.map(|body| Body::new(Sent { body, call })));
+            let refusal = status::client_not_allowed(identity, Some(id)).into_http();
+            return at_once(sent(refusal, Some(call), None));
         }
+        let (mut head, body) = request.into_parts();
+        let mut open = match self.options.bounds.open(&head.headers) {
+            Ok(open) => open,
+            Err(refusal) => {
+                let refusal = answer::of_refusal(refusal, record.request_id(), Some(&record));
+                return at_once(sent(refusal, Some(call), None));
+            }
+        };
         let (early_headers, writes) = (EarlyHeaders::default(), connection.writes.clone());
-        request.extensions_mut().insert(record.clone());
-        request.extensions_mut().insert(early_headers.clone());
-        let request = request.map(|body| Received {
-            body,
-            record: record.clone(),
-        });
-        let mut answering = self.batches.clone().call(request);
+        head.extensions.insert(record.clone());
+        head.extensions.insert(early_headers.clone());
+        let (mut batches, credentials) = (self.batches.clone(), self.credentials.clone());
+        // If not, tonic says why, and needs no message for that.
+        let has_message =
+            method == telemetry::Method::CreateBatch && arrival::can_read(&head.headers);
         Box::pin(async move {
+            let mut message = Full::default();
+            if has_message {
+                let check = || credentials.headers(&head.headers).map(drop);
+                let received = |bytes| record.received(bytes);
+                let arrived =
+                    arrival::message(body, &head, &mut open, record.started(), received, check);
+                message = match arrived.await {
+                    Ok(message) => message,
+                    Err(refusal) => {
+                        let id = record.request_id();
+                        let refusal = answer::of_refusal(refusal, id, Some(&record));
+                        return sent(refusal, Some(call), None);
+                    }
+                };
+            }
+            let mut answering = batches.call(Request::from_parts(head, message));
             let response = tokio::select! {
                 biased;
                 Ok(response) = &mut answering => answer::shape(response, &record),
@@ -157,9 +196,46 @@ impl GrpcServices {
                     answer::begin(answering, Box::pin(written), record)
                 }
             };
-            response.map(|body| Body::new(Sent { body, call }))
+            sent(response, Some(call), Some(open))
         })
     }
+
+    /// A call of health or reflection.
+    fn answer_other(&self, name: &str, other: OtherService, request: Request<Body>) -> Answer {
+        let (head, body) = request.into_parts();
+        let refuse = |refusal: Refusal, head: &Parts| {
+            let id = credentials::request_id(&head.headers);
+            answer::of_refusal(refusal, &id, None)
+        };
+        let mut open = match self.options.bounds.open_other(&head.headers) {
+            Ok(open) => open,
+            Err(refusal) => return at_once(refuse(refusal, &head)),
+        };
+        let has_one_message = name == HealthServer::<Health>::NAME;
+        Box::pin(async move {
+            let mut message = body;
+            if has_one_message {
+                let begin = Instant::now();
+                let arrived = arrival::message(message, &head, &mut open, begin, |_| {}, || Ok(()));
+                message = match arrived.await {
+                    Ok(message) => Body::new(message),
+                    Err(refusal) => return refuse(refusal, &head),
+                };
+            }
+            let Ok(response) = other.oneshot(Request::from_parts(head, message)).await;
+            sent(response, None, Some(open))
+        })
+    }
+}
+
+fn sent(response: Response<Body>, call: Option<Call>, open: Option<Open>) -> Response<Body> {
+    response.map(|body| {
+        Body::new(Sent {
+            body,
+            call,
+            _open: open,
+        })
+    })
 }
 
 /// An answer to come. Thousands of calls may wait for theirs.
@@ -188,7 +264,7 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForConnection {
         let for_connection = self.0.clone();
         let (services, connection) = &*self.0;
         let request = request.map(Body::new);
-        let answering = match services.web.clone() {
+        let answering = match services.options.web.clone() {
             Some(web) => {
                 let for_connection = for_connection.clone();
                 Box::pin(async move {
@@ -197,11 +273,16 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForConnection {
                         .await
                 })
             }
+            None if request.version() != Version::HTTP_2 => at_once(answer::refuse(
+                StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                "This is a gRPC server: it speaks HTTP/2, without TLS by prior knowledge. \
+                 gRPC-Web over HTTP/1.1 needs --grpc-web.\n",
+            )),
             None => services.answer(connection, request),
         };
         Box::pin(async move {
             let mut response = answering.await;
-            if for_connection.0.draining.is_cancelled() {
+            if for_connection.0.options.draining.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));
             }
@@ -229,11 +310,18 @@ where
     (S::NAME, BoxCloneSyncService::new(service))
 }
 
-/// tonic itself takes any content type, which would let a web page make calls.
+/// tonic itself takes any content type, which would let a web page make calls, and would
+/// take another message format for protobuf.
 fn is_grpc(request: &Request<Body>) -> bool {
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    let kind = content_type.and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
-    matches!(kind, Some([] | [b'+' | b';', ..]))
+    is_one_of(request, &["application/grpc", "application/grpc+proto"])
+}
+
+/// Whether a request's content type is one of these, with or without parameters.
+pub(super) fn is_one_of(request: &Request<Body>, kinds: &[&str]) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kinds.iter().any(|known| kind.eq_ignore_ascii_case(known))
 }
 
 /// `/package.Service/Method` → service and method.

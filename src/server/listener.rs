@@ -1,5 +1,5 @@
 //! Connections in: TCP or a Unix socket, with or without TLS, each served as
-//! HTTP/2 (or HTTP/1.1, for gRPC-Web) until it ends or the server drains.
+//! HTTP/2 or HTTP/1.1 until it ends or the server drains.
 
 use std::{
     fs, io,
@@ -29,8 +29,18 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 use tracing::field::display;
 
-use super::{grpc::GrpcServices, tls::Tls, workers::Worker, writes::Writes};
-use crate::{certificates::Peer, config::Listen, telemetry::Telemetry};
+use super::{
+    authority::{Authorities, Refused},
+    grpc::GrpcServices,
+    tls::Tls,
+    workers::Worker,
+    writes::Writes,
+};
+use crate::{
+    certificates::Peer,
+    config::Listen,
+    telemetry::{Telemetry, Throttle},
+};
 
 /// A bound listener.
 pub(super) enum Listener {
@@ -94,25 +104,6 @@ const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
 
-/// Which HTTP versions are spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speaks {
-    /// All that gRPC needs.
-    Http2,
-    /// HTTP/1.1 too, for gRPC-Web.
-    Http2AndHttp1,
-}
-
-impl Speaks {
-    /// Their names in TLS (RFC 7301).
-    pub(super) fn alpn(self) -> &'static [&'static str] {
-        match self {
-            Speaks::Http2 => &["h2"],
-            Speaks::Http2AndHttp1 => &["h2", "http/1.1"],
-        }
-    }
-}
-
 /// All that connections need.
 pub(super) struct Server {
     http: auto::Builder<TokioExecutor>,
@@ -124,7 +115,6 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(
-        speaks: Speaks,
         tls: Option<Tls>,
         limits: Limits,
         telemetry: Arc<Telemetry>,
@@ -132,7 +122,7 @@ impl Server {
     ) -> Self {
         telemetry.set_max_connections(limits.connections);
         Server {
-            http: http_server(speaks),
+            http: http_server(),
             tls,
             limits,
             telemetry,
@@ -210,8 +200,8 @@ impl Server {
         if self.tls.is_some() {
             connections.spawn(server.serve_tls(stream, from, services, until_it_ends));
         } else {
-            let peer = Peer::of(None, &[]);
-            connections.spawn(server.serve(Stream::Left(stream), services, peer, until_it_ends));
+            let (stream, peer) = (Stream::Left(stream), Peer::of(None, &[]));
+            connections.spawn(server.serve(stream, from, services, peer, until_it_ends));
         }
         Ok(())
     }
@@ -230,20 +220,22 @@ impl Server {
             // No call can be on it yet.
             () = self.stop.drain.cancelled() => return,
         };
-        let from = from.map(display);
+        let shown = from.map(display);
         match accepted {
             Ok((stream, peer)) => {
                 if !peer.allowed {
                     self.telemetry.connection_refused("tls");
                     let identity = peer.identity.as_deref();
                     tracing::warn!(
-                        from,
+                        from = shown,
                         identity,
                         "a client is not among --tls-allowed-clients"
                     );
                 }
                 let (server, stream) = (self.clone(), Stream::Right(Box::new(stream)));
-                server.serve(stream, services, peer, until_it_ends).await;
+                server
+                    .serve(stream, from, services, peer, until_it_ends)
+                    .await;
             }
             Err(error) => match error.kind() {
                 // A probe of the port.
@@ -252,7 +244,7 @@ impl Server {
                 }
                 _ => {
                     self.telemetry.connection_refused("tls");
-                    tracing::warn!(from, %error, "TLS was not agreed on");
+                    tracing::warn!(from = shown, %error, "TLS was not agreed on");
                 }
             },
         }
@@ -263,16 +255,19 @@ impl Server {
     fn serve(
         self: Arc<Self>,
         stream: Stream,
+        from: Option<SocketAddr>,
         services: Arc<GrpcServices>,
         peer: Peer,
         until_it_ends: impl Send + 'static,
     ) -> impl Future<Output = ()> + Send {
         let (received, writes) = (Arc::new(AtomicUsize::new(0)), Arc::new(Writes::default()));
         let services = services.for_connection(peer, writes.clone());
-        let stream = Counted {
+        let stream = Watched {
             stream,
             received: received.clone(),
             writes,
+            refused: Refused::default(),
+            authorities: from.is_none().then(Box::default),
         };
         async move {
             let _until_it_ends = &until_it_ends;
@@ -337,7 +332,7 @@ async fn accept_one(listener: &Listener) -> io::Result<Accepted> {
     })
 }
 
-fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
+fn http_server() -> auto::Builder<TokioExecutor> {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http2()
         .timer(TokioTimer::new())
@@ -354,29 +349,30 @@ fn http_server(speaks: Speaks) -> auto::Builder<TokioExecutor> {
         .keep_alive_timeout(Duration::from_secs(10));
     http.http1()
         .timer(TokioTimer::new())
-        .max_buf_size(32 * 1024)
+        .max_buf_size(20 * 1024)
         .header_read_timeout(OPENING)
         // One call each: browsers send a POST again by themselves when a connection breaks that
         // has served them before.
         .keep_alive(false);
-    match speaks {
-        Speaks::Http2 => http.http2_only(),
-        Speaks::Http2AndHttp1 => http,
-    }
+    http
 }
 
-/// Counts what a connection has received, and tells when what it sends has left.
+/// Counts what a connection has received, tells when what it sends has left, and looks at
+/// what h2 would say nothing of.
 ///
 /// It offers no vectored writes, although it could: without them h2 puts an
 /// answer of up to 1 KiB into one write with its headers and trailers, which
 /// halves the writes of a call.
-struct Counted {
+struct Watched {
     stream: Stream,
     received: Arc<AtomicUsize>,
     writes: Arc<Writes>,
+    refused: Refused,
+    /// On a Unix socket.
+    authorities: Option<Box<Authorities>>,
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -384,20 +380,27 @@ impl AsyncRead for Counted {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let read = buffer.filled().len() - before;
-        self.received.fetch_add(read, Ordering::Relaxed);
+        let read = &mut buffer.filled_mut()[before..];
+        self.received.fetch_add(read.len(), Ordering::Relaxed);
+        if let Some(authorities) = &mut self.authorities {
+            authorities.mend(read);
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for Watched {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.writes.written();
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+        if self.refused.is_in(&bytes[..sent]) {
+            tell_refused();
+        }
+        Poll::Ready(Ok(sent))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -408,6 +411,18 @@ impl AsyncWrite for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+fn tell_refused() {
+    static THROTTLE: Throttle = Throttle::new();
+    if let Some(suppressed) = THROTTLE.permit() {
+        tracing::warn!(
+            suppressed,
+            "a call was reset with PROTOCOL_ERROR before it reached a service: its HTTP/2 is \
+             malformed. If its :authority is no host name, such as a name with / or |, set \
+             another at the client or proxy"
+        );
     }
 }
 
@@ -427,7 +442,7 @@ mod tests {
     async fn a_dead_peer_is_let_go() {
         let (peer, stream) = tokio::io::duplex(1024 * 1024);
         let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::empty())));
-        let http = http_server(Speaks::Http2);
+        let http = http_server();
         let served = http.serve_connection(TokioIo::new(stream), service);
         let mut served = tokio::spawn(served.into_owned());
         let (_client, connection) = h2::client::handshake(peer).await.unwrap();

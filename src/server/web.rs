@@ -21,7 +21,7 @@ use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 
-use super::answer;
+use super::{answer, grpc::is_one_of};
 use crate::status::OUTCOME;
 
 /// gRPC-Web, switched on.
@@ -66,7 +66,8 @@ impl Web {
     }
 
     fn preflight(&self) -> Response<Body> {
-        let mut response = answer::refuse(StatusCode::NO_CONTENT);
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NO_CONTENT;
         let headers = response.headers_mut();
         for (name, value) in [
             (header::ACCESS_CONTROL_ALLOW_METHODS, "POST"),
@@ -109,7 +110,11 @@ where
         return match request.version() {
             // gRPC itself is for HTTP/2 alone.
             Version::HTTP_2 => grpc(request).await,
-            _ => answer::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            _ => answer::refuse(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "Over HTTP/1.1 this server speaks gRPC-Web: the content type must be \
+                 application/grpc-web or application/grpc-web-text. gRPC needs HTTP/2.\n",
+            ),
         };
     };
     if request.version() != Version::HTTP_2 {
@@ -145,15 +150,11 @@ fn outcome_last(mut response: Response<Body>) -> Response<Body> {
 
 /// Binary or text (base64), if it is gRPC-Web at all.
 fn form_of(request: &Request<Body>) -> Option<&'static str> {
-    let kind = request.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
-    let kind = kind
-        .split_once(';')
-        .map_or(kind, |(kind, _)| kind.trim_end());
-    match kind {
-        "application/grpc-web" | "application/grpc-web+proto" => Some("application/grpc-web+proto"),
-        "application/grpc-web-text" | "application/grpc-web-text+proto" => {
-            Some("application/grpc-web-text+proto")
-        }
+    const BINARY: &str = "application/grpc-web+proto";
+    const TEXT: &str = "application/grpc-web-text+proto";
+    match request {
+        _ if is_one_of(request, &["application/grpc-web", BINARY]) => Some(BINARY),
+        _ if is_one_of(request, &["application/grpc-web-text", TEXT]) => Some(TEXT),
         _ => None,
     }
 }

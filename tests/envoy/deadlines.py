@@ -5,12 +5,8 @@ import socket
 
 from calls import Load, check_calls, table
 from checks import check, show
-from envoy_config import EVERYTHING, ISTIO
+from envoy_config import EVERYTHING, ISTIO, timeout
 from recorder import CATALOG, IMPORT
-
-# Envoy's route gives up after a second, whatever the caller's deadline says. It tells the gateway
-# so in x-envoy-expected-rq-timeout-ms.
-ONE_SECOND = {"timeout": "1s", "max_stream_duration": None}
 
 
 def told_by_the_gateway(calls):
@@ -24,9 +20,10 @@ def told_by_the_gateway(calls):
 
 
 async def route_timeout(stand):
+    """Whatever the caller's deadline says, Envoy waits a second, and tells the gateway so."""
     stand.simulate("--latency", "3s")
     stand.serve()
-    stand.envoy(ISTIO, route=ONE_SECOND)
+    stand.envoy(ISTIO, route=timeout("1s"))
     load = Load(stand.address)
     for _ in range(40):
         load.call(deadline=10.0)

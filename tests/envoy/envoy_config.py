@@ -3,28 +3,40 @@ it changes."""
 
 NO_LIMIT = 4294967295
 
+# As istiod 1.31 writes it: retriable-status-codes without any code, and no back-off (Envoy's own
+# 25 ms).
 ISTIO = {
     "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes",
     "num_retries": 2,
-    "retriable_status_codes": [503],
 }
 FIVE = "cancelled,deadline-exceeded,internal,resource-exhausted,unavailable"
 EVERYTHING = {"retry_on": f"{FIVE},connect-failure,refused-stream,reset", "num_retries": 2}
 NO_RETRY = {"num_retries": 0}
 
 
+def timeout(duration):
+    """For a route, as istiod writes it. 0s: the call's own deadline alone. In any case Envoy tells
+    the gateway in grpc-timeout and x-envoy-expected-rq-timeout-ms how long it will wait."""
+    return {"timeout": duration, "max_grpc_timeout": duration}
+
+
+# For a route: Envoy keeps that to itself, as other meshes do.
+UNTOLD = {
+    "max_grpc_timeout": None,
+    "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
+}
+
+
 def config(
-    hosts, retry_policy, filters=(), router=(), route=(), host=(), manager=(), cluster=(),
-    clusters=(), http=2,
+    hosts, retry_policy, filters=(), router=(), route=(), request_headers=(), host=(), manager=(),
+    cluster=(), clusters=(), http=2,
 ):
     """Envoy in front of `hosts`; limits as Istio sets them. `router`, `route`, `host`, `manager`
-    and `cluster` change what is said of these here; `clusters` are further ones; `http` is the
-    version that is spoken to the hosts."""
+    and `cluster` change what is said of these here; `request_headers` are set by the route;
+    `clusters` are further ones; `http` is the version that is spoken to the hosts."""
     routed = {
         "cluster": "gateways",
-        # The call's own deadline counts.
-        "timeout": "0s",
-        "max_stream_duration": {"max_stream_duration": "0s", "grpc_timeout_header_max": "0s"},
+        **timeout("0s"),
         "retry_policy": {
             **retry_policy,
             "retry_host_predicate": [
@@ -40,7 +52,19 @@ def config(
     everything = {
         "name": "all",
         "domains": ["*"],
-        "routes": [{"match": {"prefix": "/"}, "route": routed}],
+        "routes": [
+            {
+                "match": {"prefix": "/"},
+                "route": routed,
+                "request_headers_to_add": [
+                    {
+                        "header": {"key": name, "value": value},
+                        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                    }
+                    for name, value in dict(request_headers).items()
+                ],
+            }
+        ],
         "include_request_attempt_count": True,
         **dict(host),
     }
@@ -93,6 +117,15 @@ def config(
             ]
         },
     }
+
+
+def beside(gateway):
+    """The sidecar beside a gateway, with the route and retries that istiod 1.31 gives to inbound
+    calls of a port with appProtocol kubernetes.io/h2c."""
+    return config(
+        [gateway], {"retry_on": "reset-before-request", "num_retries": 2}, route=UNTOLD,
+        host={"include_request_attempt_count": False},
+    )
 
 
 def socket(address):

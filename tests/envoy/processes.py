@@ -155,8 +155,20 @@ class Stand:
         """Starts Envoy in front of all gateways; `self.address` is where it takes calls. `changes`
         are those of `envoy_config.config`."""
         hosts = hosts or [gateway.address for gateway in self.gateways]
+        self.address, self.admin = self.start_envoy(
+            envoy_config.config(hosts, retry_policy, **changes)
+        )
+        if "health_checks" in changes.get("cluster", ()):
+            self.wait_for_health()
+
+    def sidecars(self):
+        """Starts an Envoy beside each gateway, and gives where they take calls."""
+        return [self.start_envoy(envoy_config.beside(g.address))[0] for g in self.gateways]
+
+    def start_envoy(self, content):
+        """Where it takes calls, and the URL of its admin page."""
         config = self.logs / f"envoy-{len(self.processes)}.json"
-        config.write_text(json.dumps(envoy_config.config(hosts, retry_policy, **changes), indent=1))
+        config.write_text(json.dumps(content, indent=1))
         checked = subprocess.run(
             [ENVOY, "--mode", "validate", "-c", config], capture_output=True, text=True
         )
@@ -177,12 +189,10 @@ class Stand:
                 return False
 
         wait_until("Envoy is ready", ready)
-        self.admin = f"http://{where.read_text()}"
-        listeners = json.loads(get(f"{self.admin}/listeners?format=json"))
+        admin = f"http://{where.read_text()}"
+        listeners = json.loads(get(f"{admin}/listeners?format=json"))
         socket = listeners["listener_statuses"][0]["local_address"]["socket_address"]
-        self.address = f"{socket['address']}:{socket['port_value']}"
-        if "health_checks" in changes.get("cluster", ()):
-            self.wait_for_health()
+        return f"{socket['address']}:{socket['port_value']}", admin
 
     def wait_for_health(self):
         def healthy():

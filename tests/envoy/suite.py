@@ -15,12 +15,14 @@ import checks
 import deadlines
 import faults
 import propagation
+import sidecars
 import tls
 import web
+import xds
 from processes import ENVOY, Failed, Stand
 
 LONGEST = 180
-MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults]
+MODULES = [balancing, capacity, deadlines, propagation, tls, web, faults, sidecars, xds]
 
 
 def chosen(wanted):

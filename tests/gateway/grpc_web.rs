@@ -279,7 +279,7 @@ async fn what_is_too_large_or_no_message_is_refused() {
     let mut promised = frame(&request());
     promised[1] = 0xff; // a length of 4 GB
     let text = |bytes: &[u8]| BASE64_STANDARD.encode(bytes).into_bytes();
-    let (too_large, bad) = ("MESSAGE_TOO_LARGE", "INVALID_REQUEST");
+    let (too_large, bad) = ("MESSAGE_TOO_LARGE", "INVALID_FRAMING");
     let url = format!("http://{}", gateway.listen);
     for client in [http1(), http2()] {
         for (kind, body, reason) in [
@@ -433,7 +433,13 @@ async fn it_is_off_unless_it_is_switched_on() {
     }
     assert_eq!(preflight(&http2(), &gateway, PAGE).await.status(), 405);
     let url = format!("http://{}{CREATE}", gateway.listen);
-    http1().post(url).send().await.expect_err("no HTTP/1.1");
+    let answer = http1().post(url).send().await.unwrap();
+    assert_eq!(answer.status(), 505);
+    let told = answer.text().await.unwrap();
+    assert!(
+        told.contains("HTTP/2") && told.contains("--grpc-web"),
+        "{told}"
+    );
     assert!(upstream.received().is_empty());
 }
 
@@ -448,6 +454,7 @@ async fn http1_is_for_grpc_web_alone() {
     ] {
         let answer = send(&http1(), &gateway, kind, &request(), &[]).await;
         assert_eq!(answer.status(), 415, "{kind}");
+        assert!(answer.text().await.unwrap().contains("gRPC-Web"), "{kind}");
     }
     let url = format!("http://{}{CREATE}", gateway.listen);
     let answer = http1().get(&url).send().await.unwrap();

@@ -6,6 +6,7 @@ mod support;
 
 mod answer_form;
 mod answers;
+mod bounds;
 mod commands;
 mod connections;
 mod deadlines;

@@ -1,6 +1,13 @@
 //! What a gRPC server owes its clients besides its own service.
 
+use std::time::{Duration, Instant};
+
 use aep_batch_gateway::proto::DESCRIPTOR_SET;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_stream::StreamExt;
 use tonic::{Code, codec::CompressionEncoding};
 use tonic_health::pb::{
@@ -25,6 +32,43 @@ async fn health_overall_and_per_service() {
     assert_eq!(gateway.page("/livez").await.0, 200);
     assert_eq!(gateway.page("/readyz").await.0, 200);
     assert_eq!(gateway.page("/nothing").await.0, 404);
+}
+
+/// As health.proto has it.
+#[tokio::test]
+async fn a_service_that_is_not_here_can_be_watched() {
+    let gateway = Gateway::start("http://127.0.0.1:1", &[]).await;
+    let mut client = HealthClient::new(gateway.channel());
+    let service = "no.such.Service".to_owned();
+    let watch = client.watch(HealthCheckRequest { service }).await;
+    let mut watch = watch.unwrap().into_inner();
+    let first = watch.next().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::ServiceUnknown);
+    let more = timeout(Duration::from_millis(200), watch.next());
+    more.await.expect_err("the stream stays open");
+    gateway.terminate();
+    let begin = Instant::now();
+    assert!(gateway.ended().await.0.success());
+    assert!(begin.elapsed() < Duration::from_secs(5), "it ends with us");
+}
+
+#[tokio::test]
+async fn admin_pages_have_heads() {
+    let gateway = Gateway::start("http://127.0.0.1:1", &[]).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for page in ["livez", "readyz", "metrics", "log-level", "nothing"] {
+        let url = format!("http://{}/{page}", gateway.admin);
+        let whole = client.get(&url).send().await.unwrap();
+        let head = client.head(&url).send().await.unwrap();
+        assert_eq!(head.status(), whole.status(), "{page}");
+        for name in ["content-type", "content-length"] {
+            assert!(head.headers().contains_key(name), "{page}");
+            // The metrics grow with each call.
+            let same = page == "metrics" || head.headers()[name] == whole.headers()[name];
+            assert!(same, "{page}: {name}");
+        }
+        assert_eq!(head.bytes().await.unwrap().len(), 0, "{page}");
+    }
 }
 
 #[tokio::test]
@@ -122,10 +166,20 @@ async fn what_is_no_call_of_ours_is_refused_cleanly() {
         assert_eq!(answer.reason(), reason, "{path}");
         assert_eq!(answer.outcome(), "NOT_CREATED");
     }
-    for content_type in ["text/plain", "application/json", "application/grpc-web"] {
+    for content_type in [
+        "text/plain",
+        "application/json",
+        "application/grpc-web",
+        "application/grpc+json",
+        "application/grpc+thrift",
+        "application/grpcx",
+        "",
+    ] {
         let metadata = [&CREDENTIALS[..], &[("content-type", content_type)]].concat();
         let answer = gateway.raw_call(CREATE, &metadata, &body).await;
         assert_eq!(answer.http_status, 415, "{content_type}");
+        let told = String::from_utf8(answer.message).unwrap();
+        assert!(told.contains("must be application/grpc"), "{told}");
     }
     let url = format!("http://{}{CREATE}", gateway.listen);
     let http2 = reqwest::Client::builder()
@@ -133,6 +187,7 @@ async fn what_is_no_call_of_ours_is_refused_cleanly() {
         .no_proxy();
     let answer = http2.build().unwrap().get(url).send().await.unwrap();
     assert_eq!(answer.status().as_u16(), 405);
+    assert!(answer.text().await.unwrap().contains("POST"));
 
     let garbage = [0, 0, 0, 0, 3, 0xff, 0xff, 0xff];
     let answer = gateway.raw_call(CREATE, &CREDENTIALS, &garbage).await;
@@ -172,6 +227,99 @@ async fn a_compressed_request_is_taken() {
     assert_eq!(answer.outcome(), "NOT_CREATED");
     assert!(answer.headers.contains_key("grpc-accept-encoding"));
     assert_eq!(upstream.batches().len(), 1);
+}
+
+#[tokio::test]
+async fn content_types_are_read_as_http_has_them() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    for content_type in [
+        "application/grpc",
+        "application/grpc+proto",
+        "Application/gRPC",
+        "APPLICATION/GRPC+PROTO",
+        "application/grpc;charset=utf-8",
+        "application/grpc ; charset=utf-8",
+    ] {
+        let answer = gateway.raw(&[("content-type", content_type)]).await;
+        assert_eq!(answer.code(), Code::Ok, "{content_type}");
+    }
+}
+
+/// A call on a connection of its own, byte by byte. `authority` is the field.
+async fn call_by_hand(mut stream: impl AsyncRead + AsyncWrite + Unpin, authority: &[u8]) -> u8 {
+    let frame_of = |kind, flags, stream, payload: &[u8]| {
+        let length = (payload.len() as u32).to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let mut fields = vec![0x83, 0x86]; // POST, http
+    fields.extend(authority);
+    let path = [(":path", CREATE), ("content-type", "application/grpc")];
+    for (name, value) in path.iter().chain(&CREDENTIALS) {
+        for text in [&[0], name.as_bytes(), value.as_bytes()] {
+            if text != [0] {
+                fields.push(text.len() as u8);
+            }
+            fields.extend(text);
+        }
+    }
+    let mut call = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    call.extend(frame_of(4, 0, 0, &[]));
+    call.extend(frame_of(1, 4, 1, &fields));
+    call.extend(frame_of(0, 1, 1, &frame(&request())));
+    stream.write_all(&call).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        stream
+            .read_exact(&mut vec![0; length as usize])
+            .await
+            .unwrap();
+        // The end of the answer, or RST_STREAM.
+        let [.., kind, flags, _, _, _, stream] = head;
+        if stream == 1 && (kind == 3 || kind == 1 && flags & 1 != 0) {
+            return kind;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_unix_socket_may_be_called_by_its_path() {
+    let upstream = simulator().await;
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("called.sock");
+    let listen = format!("--listen=unix:{}", path.display());
+    let gateway = Gateway::before(&upstream, &[&listen]).await;
+    let authorities: [&[u8]; 5] = [
+        b"\x41\x09localhost",
+        b"\x41\x0c/tmp/gw.sock",
+        b"\x40\x0a:authority\x0dtmp%2Fgw.sock", // gRPC's C core
+        b"\x41\x89\x61\x34\xd6\xc4\xde\x17\x41\xc9\xd7", // /tmp/gw.sock, by Huffman
+        b"\x41\x8c\x54\x58\x53\x4d\x6a\x8b\x0c\xde\x17\x41\xc9\xd7", // %2Ftmp%2Fgw.sock
+    ];
+    for authority in authorities {
+        let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        let answer = timeout(Duration::from_secs(5), call_by_hand(stream, authority));
+        assert_eq!(answer.await.unwrap(), 1, "{authority:x?}");
+    }
+    assert_eq!(upstream.batches().len(), authorities.len());
+    drop(gateway);
+}
+
+#[tokio::test]
+async fn a_malformed_request_is_in_the_log() {
+    let gateway = Gateway::start("http://127.0.0.1:1", &[]).await;
+    for (authority, answer) in [
+        (b"\x41\x15gateway.ingestion.svc", 1),
+        (b"\x41\x15outbound|50051||a.svc", 3),
+        (b"\x41\x15extension/gateway/abc", 3),
+    ] {
+        let stream = TcpStream::connect(&gateway.listen).await.unwrap();
+        assert_eq!(call_by_hand(stream, authority).await, answer);
+    }
+    gateway.logs("PROTOCOL_ERROR").await;
+    let log = gateway.log();
+    assert_eq!(log.matches("PROTOCOL_ERROR").count(), 1, "{log}");
 }
 
 #[tokio::test]

@@ -81,11 +81,11 @@ async fn every_call_has_one_line_however_it_ends() {
     assert_eq!(refused["reason"], "API_RATE_LIMITED");
     assert_eq!(refused["http_status"], 429);
 
-    // tonic refuses this one before the service sees it.
+    // The server refuses this one before the service sees it.
     let metadata = [("x-request-id", "garbage")];
     gateway.raw_call(CREATE, &metadata, b"garbage").await;
     let garbage = line(&gateway, "garbage").await;
-    assert_eq!(garbage["reason"], "INVALID_REQUEST");
+    assert_eq!(garbage["reason"], "INVALID_FRAMING");
     assert_eq!(garbage["upstream_requests"], 0);
 
     upstream.meet("silence-after-create".parse().unwrap());

@@ -161,7 +161,8 @@ async fn reset_before_the_request_is_read() {
     let answer = gateway.raw(&[]).await;
     // Whether the reset overtakes the request is a race; each side of it has a true answer.
     match answer.reason().as_str() {
-        "UPSTREAM_CONNECT_FAILED" => assert_never_sent(&answer, "UPSTREAM_CONNECT_FAILED"),
+        // Its headers may have left: a connection had asked for the body.
+        "UPSTREAM_CONNECT_FAILED" => assert_eq!(answer.outcome(), "NOT_CREATED"),
         _ => assert_unknown(&answer, "CONNECTION_LOST"),
     }
     assert_eq!(upstream.requests().len(), 0);

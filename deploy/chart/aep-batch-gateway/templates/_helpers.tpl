@@ -110,11 +110,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* Native sidecars (Kubernetes 1.29) start before the gateway and end after it, so
 that calls in flight still reach Adobe while a pod ends. The admin port stays out
-of the mesh: kubelet and a Prometheus without sidecar read it. */}}
+of the mesh: kubelet and a Prometheus without sidecar read it. So Istio must not send
+either to port 15020 of its own, which has not the gateway's metrics. But gRPC probes
+would ask a port of the mesh, which wants mTLS: those Istio must rewrite. */}}
 {{- define "gateway.meshAnnotations" -}}
 {{- if eq .Values.mesh "istio" -}}
 sidecar.istio.io/nativeSidecar: "true"
 traffic.sidecar.istio.io/excludeInboundPorts: "9464"
+prometheus.istio.io/merge-metrics: "false"
+{{- if not .Values.probes.grpc }}
+sidecar.istio.io/rewriteAppHTTPProbers: "false"
+{{- end }}
 {{- else if eq .Values.mesh "linkerd" -}}
 linkerd.io/inject: enabled
 config.beta.linkerd.io/proxy-enable-native-sidecar: "true"

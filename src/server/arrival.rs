@@ -1,0 +1,294 @@
+//! A call's message, while it arrives.
+//!
+//! Whoever can connect can begin calls and never end them, without any credentials. So what
+//! has not arrived whole is bounded: in time, in number, and in bytes over all connections;
+//! and once a call is known to be bad, no more of it is read. Small messages that come with
+//! their metadata, which nearly all are, wait for nothing and nobody.
+
+use std::{future::poll_fn, io::Read, pin::pin, sync::Arc, task::Poll, time::Duration};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use flate2::read::GzDecoder;
+use http::{HeaderMap, request::Parts};
+use http_body_util::{BodyExt, Full};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
+use tonic::{Code, body::Body};
+
+use crate::{
+    deadline,
+    outcome::{Failure, NeverSent},
+    status::{self, Row},
+};
+
+/// The most that a request message may have.
+pub(super) const LARGEST_MESSAGE: usize = 256 * 1024;
+
+/// How long a message may take to arrive.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// How many calls may have a message that has not arrived whole.
+const MOST_ARRIVING: usize = 2048;
+
+/// How many calls may be open, at least. More where more creates may be in flight: callers
+/// can share one.
+const MOST_CALLS: usize = 4096;
+
+/// So much of each call counts nowhere: metadata and message of honest calls.
+const EXEMPT: usize = 16 * 1024;
+
+/// How many bytes all calls together may have beyond that. Those of a compressed message
+/// count both as they came and as they are.
+const MOST_BYTES: usize = 60 * 1024 * 1024;
+
+/// Metadata takes more memory than it has bytes: so many times as much, measured.
+const METADATA: usize = 3;
+
+/// What gRPC puts before a message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// What all calls of all connections may take together.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    calls: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+    arriving: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+impl Bounds {
+    /// For a gateway that may have so many creates in flight, and connections.
+    pub(super) fn new(max_in_flight: usize, max_connections: usize) -> Self {
+        let most_calls = MOST_CALLS.max(max_in_flight.saturating_mul(2));
+        let semaphore =
+            |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Bounds {
+            calls: semaphore(most_calls),
+            others: semaphore(max_connections),
+            arriving: semaphore(MOST_ARRIVING),
+            bytes: semaphore(MOST_BYTES),
+        }
+    }
+
+    /// A call of `BatchService` begins with this metadata.
+    pub(super) fn open(&self, metadata: &HeaderMap) -> Result<Open, Refusal> {
+        self.open_as(&self.calls, metadata)
+    }
+
+    /// Another call begins: health or reflection. Those may last, one for each connection.
+    pub(super) fn open_other(&self, metadata: &HeaderMap) -> Result<Open, Refusal> {
+        self.open_as(&self.others, metadata)
+    }
+
+    fn open_as(&self, kind: &Arc<Semaphore>, metadata: &HeaderMap) -> Result<Open, Refusal> {
+        let fields = metadata.iter();
+        let size = fields.map(|(name, value)| name.as_str().len() + value.len());
+        let mut open = Open {
+            _call: take(kind, 1)?,
+            bounds: self.clone(),
+            size: METADATA * size.sum::<usize>(),
+            held: None,
+        };
+        open.grow(0)?;
+        Ok(open)
+    }
+}
+
+fn take(of: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    let permits = u32::try_from(permits).ok();
+    let taken = permits.and_then(|permits| of.clone().try_acquire_many_owned(permits).ok());
+    taken.ok_or(Refusal::Failed(Failure::NeverSent(NeverSent::Overloaded)))
+}
+
+/// A call that takes a part of the bounds, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Open {
+    _call: OwnedSemaphorePermit,
+    bounds: Bounds,
+    size: usize,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Open {
+    /// The call will have so many bytes more.
+    fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        self.size += bytes;
+        let held = self
+            .held
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = self.size.saturating_sub(EXEMPT + held);
+        if more > 0 {
+            let more = take(&self.bounds.bytes, more)?;
+            match &mut self.held {
+                Some(held) => held.merge(more),
+                held => *held = Some(more),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a call is refused before its service sees it.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    Failed(Failure),
+    /// It breaks the protocol.
+    Protocol(&'static Row, &'static str),
+    /// Nobody is there any more.
+    Gone,
+}
+
+/// Waits until the one message of a call has arrived, and with it the end of the request.
+/// If that takes its time, `check` says whether the call is any good. `received` counts.
+pub(super) async fn message(
+    body: Body,
+    head: &Parts,
+    open: &mut Open,
+    begin: Instant,
+    received: impl Fn(usize),
+    check: impl FnOnce() -> Result<(), Failure>,
+) -> Result<Full<Bytes>, Refusal> {
+    let arriving = open.bounds.arriving.clone();
+    let mut whole = pin!(whole(body, &head.headers, open, received));
+    let at_once = poll_fn(|context| Poll::Ready(whole.as_mut().poll(context)));
+    if let Poll::Ready(message) = at_once.await {
+        return message;
+    }
+    check().map_err(Refusal::Failed)?;
+    let deadline = deadline::of_call(&head.headers, begin).map_err(Refusal::Failed)?;
+    let _arriving = take(&arriving, 1)?;
+    let longest = begin + LONGEST;
+    let until = deadline.unwrap_or(longest).min(longest);
+    match timeout_at(until, whole).await {
+        Ok(message) => message,
+        Err(_) if until < longest => Err(Refusal::Failed(Failure::DeadlineBeforeSending)),
+        Err(_) => Err(Refusal::Protocol(
+            &status::MESSAGE_TIMEOUT,
+            "The message did not arrive within 10 s",
+        )),
+    }
+}
+
+async fn whole(
+    mut body: Body,
+    metadata: &HeaderMap,
+    open: &mut Open,
+    received: impl Fn(usize),
+) -> Result<Full<Bytes>, Refusal> {
+    let mut bytes = BytesMut::new();
+    let mut prefix = None;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| match error.code() {
+            Code::Internal => broken("The request's body is malformed"), // such as bad base64
+            _ => Refusal::Gone,
+        })?;
+        let Ok(mut data) = frame.into_data() else {
+            continue; // trailers, which say nothing here
+        };
+        received(data.remaining());
+        let length = match prefix {
+            Some(Prefix { length, .. }) => length,
+            None => {
+                let missing = (PREFIX - bytes.len()).min(data.remaining());
+                bytes.put(data.copy_to_bytes(missing));
+                let Some(found) = Prefix::of(&bytes, metadata)? else {
+                    continue;
+                };
+                open.grow(found.length)?;
+                bytes.reserve(found.length);
+                prefix.insert(found).length
+            }
+        };
+        if data.remaining() > PREFIX + length - bytes.len() {
+            return Err(not_one(
+                "The call has more than one message, or more than its length says",
+            ));
+        }
+        bytes.put(data);
+    }
+    match prefix {
+        None if bytes.is_empty() => Err(not_one("The call has no message")),
+        Some(Prefix { length, .. }) if bytes.len() == PREFIX + length => {
+            let compressed = prefix.is_some_and(|prefix| prefix.is_compressed);
+            Ok(Full::new(match compressed {
+                true => inflate(&bytes[PREFIX..], open)?,
+                false => bytes.freeze(),
+            }))
+        }
+        _ => Err(broken("The message ends before its length")),
+    }
+}
+
+fn not_one(what: &'static str) -> Refusal {
+    Refusal::Protocol(&status::NOT_ONE_MESSAGE, what)
+}
+
+fn broken(what: &'static str) -> Refusal {
+    Refusal::Protocol(&status::INVALID_FRAMING, what)
+}
+
+const TOO_LARGE: Refusal = Refusal::Protocol(
+    &status::MESSAGE_TOO_LARGE,
+    "The message has more than 256 KiB",
+);
+
+#[derive(Clone, Copy)]
+struct Prefix {
+    is_compressed: bool,
+    length: usize,
+}
+
+impl Prefix {
+    fn of(bytes: &[u8], metadata: &HeaderMap) -> Result<Option<Self>, Refusal> {
+        let &[flag, a, b, c, d] = bytes else {
+            return Ok(None);
+        };
+        let is_compressed = match flag {
+            0 => false,
+            1 if encoding(metadata).is_some() => true,
+            1 => {
+                return Err(broken(
+                    "The message is compressed, but the call has no grpc-encoding",
+                ));
+            }
+            _ => return Err(broken("The message's compressed flag is neither 0 nor 1")),
+        };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        match length > LARGEST_MESSAGE {
+            true => Err(TOO_LARGE),
+            false => Ok(Some(Prefix {
+                is_compressed,
+                length,
+            })),
+        }
+    }
+}
+
+/// Whether a call's messages can be read, compressed or not.
+pub(super) fn can_read(metadata: &HeaderMap) -> bool {
+    encoding(metadata).is_none_or(|encoding| encoding == b"gzip")
+}
+
+/// How a call's messages are compressed, if they are.
+fn encoding(metadata: &HeaderMap) -> Option<&[u8]> {
+    let encoding = metadata.get("grpc-encoding")?.as_bytes();
+    (encoding != b"identity").then_some(encoding)
+}
+
+/// The message as it was before gzip, with a prefix that says so.
+fn inflate(compressed: &[u8], open: &mut Open) -> Result<Bytes, Refusal> {
+    let mut message = vec![0; PREFIX];
+    let mut plain = GzDecoder::new(compressed).take(LARGEST_MESSAGE as u64 + 1);
+    let length = plain
+        .read_to_end(&mut message)
+        .map_err(|_| broken("The message does not decompress"))?;
+    if length > LARGEST_MESSAGE {
+        return Err(TOO_LARGE);
+    }
+    open.grow(length)?;
+    message[1..PREFIX].copy_from_slice(&(length as u32).to_be_bytes());
+    Ok(message.into())
+}
