@@ -36,7 +36,7 @@ LABEL org.opencontainers.image.title="aep-batch-gateway" \
       org.opencontainers.image.description="A gRPC gateway for the batch ingestion REST API of Adobe Experience Platform" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# The TLS client of the gateway trusts these.
+# Whom the gateway trusts where it speaks TLS with the API.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY LICENSE /
 COPY --from=build /aep-batch-gateway /

@@ -23,7 +23,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -190,6 +190,8 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
     let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
     // This thread accepts connections; the gateway has others that serve them.
     let ended = run_on(runtime::Builder::new_current_thread(), async move {
+        let mut signals = StopSignals::listen()?;
+        heed_hangup(config.tls.is_some())?;
         let simulator = match demo {
             true => Some(demo::simulator(&mut config).await?),
             false => None,
@@ -201,9 +203,14 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         if let Some(simulator) = &simulator {
             demo::show(running.listen(), simulator).await?;
         }
-        stop_signal().await?;
-        running.drain().await;
-        Ok(ExitCode::SUCCESS)
+        signals.stop().await;
+        tokio::select! {
+            () = running.drain() => Ok(ExitCode::SUCCESS),
+            () = signals.stop() => {
+                tracing::warn!("a second signal to stop: calls in flight are given up");
+                Ok(ExitCode::FAILURE)
+            }
+        }
     });
     if let Some(tracing) = tracing {
         tracing.stop();
@@ -287,7 +294,7 @@ async fn run_simulator(simulate: Simulate) -> io::Result<ExitCode> {
         "catalog_url": simulator.catalog_url(),
     });
     say(&line.to_string())?;
-    stop_signal().await?;
+    StopSignals::listen()?.stop().await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -412,12 +419,39 @@ fn exit_code(result: io::Result<ExitCode>) -> ExitCode {
     })
 }
 
-async fn stop_signal() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What asks the program to stop: SIGTERM and Ctrl-C.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> io::Result<Self> {
+        Ok(StopSignals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// SIGHUP means "read your files again" to some, and never "end". With TLS the server
+/// reads its files; without there are none.
+fn heed_hangup(with_tls: bool) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    if !with_tls {
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                tracing::info!("SIGHUP: without TLS there are no files to read again");
+            }
+        });
     }
     Ok(())
 }

@@ -46,6 +46,9 @@ many-headers-answer gzip-503 silence-after-create silence-before-create delay-15
 BETWEEN = everybody_in_between()
 FAULTS = 40 * ["status-503"] + len(BETWEEN) // len(OWN_FAULTS) * OWN_FAULTS + BETWEEN
 
+# And where it matters that retries come.
+REFUSALS = FAULTS + len(FAULTS) * ["status-503"]
+
 # From then on the gateway makes callers of a call with an external id stay, once it was sent.
 COMMIT_AFTER = 0.1
 

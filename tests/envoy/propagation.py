@@ -13,8 +13,8 @@ from envoy_config import ISTIO
 from recorder import Recorder
 
 CARRIED = {
-    "accept", "authorization", "content-length", "content-type", "host", "user-agent",
-    "x-api-key", "x-gw-ims-org-id", "x-request-id", "x-sandbox-name",
+    "accept", "accept-encoding", "authorization", "content-length", "content-type", "host",
+    "user-agent", "x-api-key", "x-gw-ims-org-id", "x-request-id", "x-sandbox-name",
 }
 # What Envoy puts there or a caller may forge. Envoy itself drops some of a stranger's.
 FOREIGN = [

@@ -15,7 +15,7 @@ from aep.ingestion.v1 import batch_service_pb2 as pb
 from calls import Load, check_calls, table
 from checks import check, show
 from envoy_config import FIVE
-from faults import AFTERWARDS, FAULTS, HURRY, REQUEST_TIMEOUT
+from faults import AFTERWARDS, HURRY, REFUSALS, REQUEST_TIMEOUT
 
 PROGRAMS = Path(__file__).parent / ".run" / "bin"
 TARGET = "xds:///gateways"
@@ -119,7 +119,7 @@ def start(stand, retry_on, faults, share):
 
 
 async def random_faults(stand, client, retry_on, external_ids):
-    start(stand, retry_on, FAULTS, 0.4)
+    start(stand, retry_on, REFUSALS, 0.4)
     async with client(external_ids) as load:
         await load.many(300, hurry=HURRY)
         calls = await load.ended(stand, AFTERWARDS)
