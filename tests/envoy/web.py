@@ -32,12 +32,14 @@ def post(address, content_type, more=()):
     head = {name.lower(): value for name, value in response.getheaders()}
     content = response.read()
     connection.close()
+    if response.status != 200:
+        return response.status, head, None, head  # with a sentence, for people
     if content_type == TEXT:
         # Each piece may end with padding of its own.
         fours = (content[i : i + 4] for i in range(0, len(content), 4))
         content = b"".join(map(base64.b64decode, fours))
     message, trailers = None, {}
-    while response.status == 200 and content:
+    while content:
         kind, length = struct.unpack(">BI", content[:5])
         frame, content = content[5 : 5 + length], content[5 + length :]
         if kind & 0x80:
