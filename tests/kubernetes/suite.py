@@ -294,8 +294,9 @@ def check_helm(cluster, number, first, second):
             ("apis/networking.k8s.io/v1", "networkpolicies"),
             ("apis/discovery.k8s.io/v1", "endpointslices"),
         ]  # fmt: skip
-        accounts = [a for a in release.list("api/v1", "serviceaccounts") if a["metadata"]["name"] != "default"]
-        return accounts + [item for kind in kinds for item in release.list(*kind)]
+        accounts = release.list("api/v1", "serviceaccounts")
+        own = [a for a in accounts if a["metadata"]["name"] != "default"]
+        return own + [item for kind in kinds for item in release.list(*kind)]
 
     wait_until("nothing is left of the release", lambda: not left())
     check("  nothing is left of it", True)
