@@ -19,7 +19,8 @@ ENV RUSTFLAGS="-Ctarget-feature=+crt-static ${PROFILE:+-Cprofile-use=/profiles/$
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src \
     && touch src/lib.rs \
-    && echo 'fn main() {}' | tee build.rs > src/main.rs \
+    && echo 'fn main() {}' > src/main.rs \
+    && cp src/main.rs build.rs \
     && cargo build --release --locked --target "$(rustc --print host-tuple)"
 
 COPY build.rs ./
@@ -35,7 +36,7 @@ LABEL org.opencontainers.image.title="aep-batch-gateway" \
       org.opencontainers.image.description="A gRPC gateway for the batch ingestion REST API of Adobe Experience Platform" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# The TLS client of the gateway trusts these.
+# Whom the gateway trusts where it speaks TLS with the API.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY LICENSE /
 COPY --from=build /aep-batch-gateway /

@@ -11,7 +11,7 @@ GRPCURL=v1.9.4
 PROTOC_GEN_GO=v1.36.12
 PROTOC_GEN_GO_GRPC=v1.6.2
 
-all=(python node go java cpp ruby rust connect grpcurl grpcui buf protoc)
+all=(python node go java cpp ruby rust connect connect-web grpcurl grpcui buf protoc)
 debian_cpp=(g++ make pkg-config libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc grpc-proto)
 debian_ruby=(ruby ruby-grpc ruby-googleapis-common-protos-types libprotobuf-dev protobuf-compiler
     protobuf-compiler-grpc grpc-proto)
@@ -116,6 +116,17 @@ install_rust() {
         --bins --example interop
 }
 
+install_connect() {
+    [[ -d connect/node_modules ]] || rm -f "$tools/connect.done"
+    once connect connect/package-lock.json -- \
+        npm ci --prefix connect --loglevel=error --no-audit --no-fund
+    (cd connect && node_modules/.bin/buf generate)
+}
+
+install_connect-web() {
+    install_connect
+}
+
 install_grpcurl() {
     GOBIN=$tools/bin go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL"
 }
@@ -140,7 +151,7 @@ packages=()
 for client in "$@"; do
     case $client in
     python | protoc) python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)" ;;
-    node | connect | buf) need node npm ;;
+    node | connect | connect-web | buf) need node npm ;;
     go) need go node npm ;;
     java) need java mvn ;;
     cpp) packages+=("${debian_cpp[@]}") ;;
@@ -158,9 +169,10 @@ echo "installing"
 debian "${packages[@]}"
 installing=()
 for client in "$@"; do
-    # Go and Python install them already.
+    # Others install them already.
     [[ $client == buf && " $* " == *" go "* ]] && continue
     [[ $client == protoc && " $* " == *" python "* ]] && continue
+    [[ $client == connect-web && " $* " == *" connect "* ]] && continue
     "install_$client" >"$tools/install-$client.log" 2>&1 &
     installing+=("$client=$!")
 done

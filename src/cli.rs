@@ -4,7 +4,8 @@ mod demo;
 mod settings_file;
 
 use std::{
-    fs,
+    collections::BTreeSet,
+    env, fs,
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -22,7 +23,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     runtime,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -175,7 +176,7 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         let problem = "demo calls itself without TLS: use serve, or leave --tls-… out".to_owned();
         return refuse(&[problem]);
     }
-    let tracing = match Tracing::from_environment() {
+    let tracing = match Tracing::from_environment(&config.upstream.proxies) {
         Ok(tracing) => tracing,
         Err(problem) => return refuse(&[problem]),
     };
@@ -183,9 +184,14 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         Ok(log_level) => log_level,
         Err(error) => return exit_code(Err(error)),
     };
+    for problem in unknown_variables() {
+        tracing::warn!("{problem}");
+    }
     let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
     // This thread accepts connections; the gateway has others that serve them.
     let ended = run_on(runtime::Builder::new_current_thread(), async move {
+        let mut signals = StopSignals::listen()?;
+        heed_hangup(config.tls.is_some())?;
         let simulator = match demo {
             true => Some(demo::simulator(&mut config).await?),
             false => None,
@@ -197,15 +203,57 @@ fn run_gateway(settings: Settings, demo: bool) -> ExitCode {
         if let Some(simulator) = &simulator {
             demo::show(running.listen(), simulator).await?;
         }
-        stop_signal().await?;
-        running.drain().await;
-        Ok(ExitCode::SUCCESS)
+        signals.stop().await;
+        tokio::select! {
+            () = running.drain() => Ok(ExitCode::SUCCESS),
+            () = signals.stop() => {
+                tracing::warn!("a second signal to stop: calls in flight are given up");
+                Ok(ExitCode::FAILURE)
+            }
+        }
     });
     if let Some(tracing) = tracing {
         tracing.stop();
     }
     telemetry::write_last_lines();
     ended
+}
+
+/// Variables that are named as settings are and set nothing, a sentence each.
+fn unknown_variables() -> Vec<String> {
+    let command = command();
+    let args = command.get_subcommands().flat_map(Command::get_arguments);
+    let known: BTreeSet<&str> = args.filter_map(|arg| arg.get_env()?.to_str()).collect();
+    let likeness = |name: &str, other: &str| strsim::normalized_levenshtein(name, other);
+    env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .filter(|name| name.starts_with("AEP_GATEWAY_") && !is_of_kubernetes(name))
+        .filter(|name| !known.contains(name.as_str()))
+        .map(|name| {
+            let nearest = known
+                .iter()
+                .max_by(|a, b| likeness(&name, a).total_cmp(&likeness(&name, b)));
+            let nearest = nearest.copied().unwrap_or_default();
+            format!("{name} sets nothing: there is no such setting. The nearest is {nearest}")
+        })
+        .collect()
+}
+
+/// Whether Kubernetes makes this variable for a Service (Kubernetes, "Accessing the
+/// Service", and Docker's links, whose names it took over): one named `aep-gateway`
+/// has names like ours.
+fn is_of_kubernetes(variable: &str) -> bool {
+    variable.ends_with("_SERVICE_HOST")
+        || variable.contains("_SERVICE_PORT")
+        || variable.ends_with("_PORT")
+        || ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| {
+            let (before, after) = variable.rsplit_once(protocol).unwrap_or_default();
+            let is_link = matches!(after, "" | "_PROTO" | "_PORT" | "_ADDR");
+            is_link
+                && before
+                    .trim_end_matches(|c: char| c.is_ascii_digit())
+                    .ends_with("_PORT_")
+        })
 }
 
 /// The settings that hold, with these proxies; or all that is wrong with both.
@@ -246,7 +294,7 @@ async fn run_simulator(simulate: Simulate) -> io::Result<ExitCode> {
         "catalog_url": simulator.catalog_url(),
     });
     say(&line.to_string())?;
-    stop_signal().await?;
+    StopSignals::listen()?.stop().await;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -308,6 +356,7 @@ fn print_config(settings: &Settings, matches: &ArgMatches) -> ExitCode {
         Ok(config) => config.upstream,
         Err(problems) => return refuse(&problems),
     };
+    unknown_variables().iter().for_each(|problem| tell(problem));
     let Some((name, matches)) = matches.subcommand() else {
         return ExitCode::from(USAGE);
     };
@@ -370,12 +419,39 @@ fn exit_code(result: io::Result<ExitCode>) -> ExitCode {
     })
 }
 
-async fn stop_signal() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// What asks the program to stop: SIGTERM and Ctrl-C.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> io::Result<Self> {
+        Ok(StopSignals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// SIGHUP means "read your files again" to some, and never "end". With TLS the server
+/// reads its files; without there are none.
+fn heed_hangup(with_tls: bool) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    if !with_tls {
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                tracing::info!("SIGHUP: without TLS there are no files to read again");
+            }
+        });
     }
     Ok(())
 }
@@ -403,6 +479,26 @@ fn refuse(problems: &[String]) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_of_kubernetes_are_known() {
+        for (name, is_known) in [
+            ("AEP_GATEWAY_SERVICE_HOST", true),
+            ("AEP_GATEWAY_SERVICE_PORT", true),
+            ("AEP_GATEWAY_SERVICE_PORT_GRPC_ADMIN", true),
+            ("AEP_GATEWAY_PORT", true),
+            ("AEP_GATEWAY_PORT_50051_TCP", true),
+            ("AEP_GATEWAY_PORT_50051_TCP_PROTO", true),
+            ("AEP_GATEWAY_PORT_50051_TCP_PORT", true),
+            ("AEP_GATEWAY_PORT_50051_TCP_ADDR", true),
+            ("AEP_GATEWAY_ADMIN_PORT_9464_UDP_ADDR", true),
+            ("AEP_GATEWAY_LISTN", false),
+            ("AEP_GATEWAY_TCP", false),
+            ("AEP_GATEWAY_PORTS", false),
+        ] {
+            assert_eq!(is_of_kubernetes(name), is_known, "{name}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

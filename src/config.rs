@@ -616,33 +616,79 @@ fn boolean(text: &str) -> Result<bool, String> {
         .map_err(|_| format!("is {text:?}: there are true and false"))
 }
 
-/// Refuses the headers that are the gateway's own, or a connection's.
+/// Headers that no call may have passed on, and why. A name that ends in `-` stands for
+/// all that begin so.
+const NOT_FORWARDABLE: [(&str, &[&str]); 4] = [
+    (
+        "the gateway decides about it",
+        &[
+            "accept",
+            "authorization",
+            "cookie",
+            "user-agent",
+            "x-api-key",
+            "x-gw-ims-org-id",
+            "x-request-id",
+            "x-sandbox-name",
+        ],
+    ),
+    (
+        "it belongs to a connection, not to a call",
+        &[
+            "connection",
+            "expect",
+            "forwarded",
+            "host",
+            "http2-settings",
+            "keep-alive",
+            "max-forwards",
+            "proxy-",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "via",
+        ],
+    ),
+    (
+        "it describes the body, which is not the caller's",
+        &["content-", "digest", "repr-digest", "want-"],
+    ),
+    (
+        "it changes what the API does or answers, and the gateway could not read that",
+        &[
+            "a-im",
+            "accept-",
+            "if-",
+            "prefer",
+            "range",
+            "x-http-method",
+            "x-http-method-override",
+            "x-method-override",
+        ],
+    ),
+];
+
+/// Refuses what is no name of a header that can be passed on.
 fn forwardable(name: &str) -> Result<HeaderName, String> {
-    const NEVER: [&str; 14] = [
-        "accept",
-        "connection",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-    ];
     let parsed: HeaderName = name
         .parse()
         .map_err(|_| format!("is no metadata name: {name:?}"))?;
-    let own = credentials::NAMES.contains(&parsed) || parsed == credentials::REQUEST_ID;
     let lower = parsed.as_str();
-    if own || NEVER.contains(&lower) || lower.starts_with("grpc-") || lower.ends_with("-bin") {
-        return Err(format!("cannot name {lower}: the gateway decides about it"));
+    if lower.starts_with("grpc-") || lower.ends_with("-bin") {
+        return Err(format!("cannot name {lower}: it is gRPC's own"));
     }
-    Ok(parsed)
+    let is_named = |never: &&str| match never.ends_with('-') {
+        true => lower.starts_with(never),
+        false => lower == *never,
+    };
+    let refused = NOT_FORWARDABLE
+        .iter()
+        .find(|(_, names)| names.iter().any(|never| is_named(&never)));
+    match refused {
+        Some((why, _)) => Err(format!("cannot name {lower}: {why}")),
+        None => Ok(parsed),
+    }
 }
 
 #[cfg(test)]
@@ -827,5 +873,36 @@ mod tests {
     fn forwarded_metadata_is_a_list() {
         let config = check(&["--forward-metadata", "x-a, X-B"]).expect("names");
         assert_eq!(config.credentials.forward, ["x-a", "x-b"]);
+        for name in [
+            "Accept-Encoding",
+            "accept-language",
+            "content-encoding",
+            "content-range",
+            "range",
+            "if-none-match",
+            "if-match",
+            "if-modified-since",
+            "if-range",
+            "prefer",
+            "proxy-authorization",
+            "x-http-method-override",
+            "authorization",
+            "x-api-key",
+            "x-request-id",
+            "grpc-timeout",
+            "x-trace-bin",
+            "b@d",
+        ] {
+            let flag = format!("--forward-metadata=x-ok,{name}");
+            let problems = check(&[&flag]).expect_err(name);
+            let lower = name.to_ascii_lowercase();
+            assert!(
+                problems.len() == 1 && problems[0].contains(&lower),
+                "{problems:?}"
+            );
+        }
+        for own in credentials::NAMES.iter() {
+            assert!(forwardable(own.as_str()).is_err(), "{own}");
+        }
     }
 }

@@ -27,6 +27,7 @@ pub mod deadline;
 pub mod early_headers;
 pub mod mapping;
 pub mod proxies;
+pub mod quote;
 
 pub mod outcome;
 pub mod proto;

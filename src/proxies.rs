@@ -24,13 +24,6 @@ pub struct Proxy {
     url: Url,
 }
 
-impl Proxy {
-    /// Where it is, with user and password.
-    pub fn url(&self) -> &Url {
-        &self.url
-    }
-}
-
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let has_user = !self.url.username().is_empty() || self.url.password().is_some();
@@ -102,6 +95,18 @@ impl Proxies {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.http.is_none() && self.https.is_none()
+    }
+
+    /// As the HTTP client takes them.
+    pub fn for_client(self) -> reqwest::Proxy {
+        reqwest::Proxy::custom(move |url| self.of(url).map(|proxy| proxy.url.clone()))
+    }
+
+    /// Whether TLS is spoken with this URL, or with a proxy on the way to it.
+    pub fn need_tls(&self, url: &Url) -> bool {
+        let proxy = self.of(url).map(|proxy| &proxy.url);
+        let mut spoken_with = [Some(url), proxy].into_iter().flatten();
+        spoken_with.any(|url| url.scheme() == "https")
     }
 
     /// The proxy by which this URL is reached. None: directly.

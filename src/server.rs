@@ -4,6 +4,7 @@ mod admin;
 mod answer;
 mod arrival;
 mod authority;
+mod descriptors;
 mod grpc;
 mod health;
 mod listener;
@@ -91,6 +92,7 @@ pub async fn start(
     telemetry: Arc<Telemetry>,
     log_level: LogLevel,
 ) -> Result<Running, StartError> {
+    let max_connections = descriptors::make_room(config.max_connections, config.max_in_flight);
     let cannot_listen = |place: String| move |error| StartError::Listen(place, error);
     let (listener, listen) = Listener::bind(&config.listen)
         .await
@@ -125,7 +127,7 @@ pub async fn start(
     let stop = Stop::default();
     let upstream_tls = upstream::tls(&config.upstream).map_err(StartError::Trust)?;
     // A worker has a client of its own: a connection to the API lives on one thread too.
-    let bounds = Bounds::new(config.max_in_flight, config.max_connections);
+    let bounds = Bounds::new(config.max_in_flight, max_connections);
     let services = || {
         let (options, tls) = (config.upstream.clone(), upstream_tls.clone());
         let upstream = Upstream::new(options, tls, telemetry.clone());
@@ -149,6 +151,7 @@ pub async fn start(
         GrpcServices::new(gateway, health, options).map_err(StartError::Reflection)
     };
     let workers = workers::start().map_err(StartError::Threads)?;
+    let pulse = workers::Pulse::of(&workers);
     let workers: Vec<_> = workers
         .into_iter()
         .map(|worker| Ok((worker, Arc::new(services()?))))
@@ -158,10 +161,11 @@ pub async fn start(
         telemetry: telemetry.clone(),
         log_level,
         draining: not_ready.clone(),
+        workers: pulse,
     };
     tokio::spawn(admin::serve(admin_listener, admin_pages));
     let limits = Limits {
-        connections: config.max_connections,
+        connections: max_connections,
         age: config.max_connection_age,
     };
     let server = Server::new(tls, limits, telemetry.clone(), stop.clone());
@@ -183,6 +187,14 @@ pub async fn start(
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
     for service in ["", SERVICE_NAME] {
         health.set_service_status(service, status).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Listen::Unix(path) = &self.listen {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -228,9 +240,6 @@ impl Running {
             let told = tokio::time::timeout(LAST_ANSWERS, self.stop.connections.wait());
             let _ = told.await;
             self.stop.kill.cancel();
-        }
-        if let Listen::Unix(path) = &self.listen {
-            let _ = std::fs::remove_file(path);
         }
         tracing::info!("stopped");
     }

@@ -5,6 +5,7 @@
 mod catalog;
 mod fault;
 mod intermediary;
+mod ledger;
 mod rest;
 mod wire;
 
@@ -23,8 +24,9 @@ use hyper_util::{
     server::conn::auto,
 };
 use serde_json::Value;
-use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
+use tokio::{net::TcpListener, task::JoinHandle};
 
+use self::ledger::Ledger;
 use self::wire::{Connection, FaultyStream};
 pub use self::{
     fault::{Fault, Garbling},
@@ -86,8 +88,7 @@ struct Memory {
     /// The statuses that the next look-ups meet.
     next_look_ups: VecDeque<StatusCode>,
     received: VecDeque<Received>,
-    /// With the moment from which Catalog shows them.
-    batches: VecDeque<(Instant, Value)>,
+    ledger: Ledger,
 }
 
 impl State {
@@ -147,7 +148,7 @@ impl Simulator {
                 next_faults: VecDeque::new(),
                 next_look_ups: VecDeque::new(),
                 received: VecDeque::new(),
-                batches: VecDeque::new(),
+                ledger: Ledger::default(),
             }),
             options,
         });
@@ -187,12 +188,7 @@ impl Simulator {
 
     /// Every batch that was created, as the API would show it.
     pub fn batches(&self) -> Vec<Value> {
-        let memory = self.state.memory();
-        memory
-            .batches
-            .iter()
-            .map(|(_, batch)| batch.clone())
-            .collect()
+        self.state.memory().ledger.all().cloned().collect()
     }
 }
 

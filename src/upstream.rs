@@ -7,7 +7,6 @@
 pub mod error_body;
 mod handover;
 mod proof;
-pub mod quote;
 mod response;
 
 use std::{
@@ -20,20 +19,21 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{Proxy, Url, redirect};
+use reqwest::{Url, redirect};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, error::Elapsed, timeout};
 use tower::{Service, layer::layer_fn};
 
 pub use self::handover::{Handover, Sending};
-use self::{quote::Quote, response::Response};
+use self::response::Response;
 use crate::{
     early_headers::EarlyHeaders,
     mapping::NoBatch,
     outcome::{Failure, NeverSent},
     proto::v1::Batch,
     proxies::Proxies,
+    quote::Quote,
     telemetry::{CallRecord, RestCall, RestRequest, Telemetry},
 };
 
@@ -92,17 +92,6 @@ pub struct UpstreamOptions {
 pub const NOBODY_TRUSTED: &str = "there are no certificate authorities to trust an https:// API \
     by: install the system's (Debian: ca-certificates), or name some with --upstream-ca-file";
 
-impl UpstreamOptions {
-    /// Whether TLS is spoken on the way to this URL.
-    fn needs_tls(&self, url: &Url) -> bool {
-        let proxy = self.proxies.of(url).map(|proxy| proxy.url());
-        [Some(url), proxy]
-            .into_iter()
-            .flatten()
-            .any(|url| url.scheme() == "https")
-    }
-}
-
 /// The Batch Ingestion API, and the Catalog API for look-ups.
 #[derive(Clone, Debug)]
 pub struct Upstream {
@@ -145,9 +134,7 @@ impl Upstream {
         let proxies = options.proxies;
         client = match proxies.is_empty() {
             true => client.no_proxy(), // or the client would look for its own
-            false => client.proxy(Proxy::custom(move |url| {
-                proxies.of(url).map(|proxy| proxy.url().clone())
-            })),
+            false => client.proxy(proxies.for_client()),
         };
         client = match options.http {
             HttpVersion::Auto => client,
@@ -256,9 +243,9 @@ pub fn tls(options: &UpstreamOptions) -> Result<ClientConfig, rustls::Error> {
     let tls = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?;
     let trusted = || Verifier::new_with_extra_roots(options.extra_ca.clone(), provider);
-    let trusted = match options.needs_tls(&options.import_url) {
+    let trusted = match options.proxies.need_tls(&options.import_url) {
         true => Some(trusted()?),
-        false if options.needs_tls(&options.catalog_url) => trusted()
+        false if options.proxies.need_tls(&options.catalog_url) => trusted()
             .inspect_err(|error| tracing::warn!(%error, "look-ups will fail: {NOBODY_TRUSTED}"))
             .ok(),
         false => None,

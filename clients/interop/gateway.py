@@ -30,8 +30,8 @@ def fetch(url: str, method: str = "GET", data: str | None = None) -> str:
 class Gateway:
     """`aep-batch-gateway demo`, with its simulated API; or `serve` with another API."""
 
-    def __init__(self, program: str, log: Path, upstream: str | None = None) -> None:
-        listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
+    def __init__(self, program: str, log: Path, upstream: str | None = None, flags: tuple[str, ...] = ()) -> None:
+        listen = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", *flags]
         command = ["demo", *listen]
         if upstream:
             urls = ["--upstream-url", f"{upstream}/import", "--catalog-url", f"{upstream}/catalog"]

@@ -1,13 +1,13 @@
 """Plays clients against the gateway: suite.py GATEWAY FOLDER CLIENT...
 
 FOLDER is where test.sh has installed things. Each client has gateways of its own,
-so all play at the same time."""
+so many play at the same time."""
 
 import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import calls
@@ -21,12 +21,15 @@ from report import Report
 
 CLIENTS = Path(__file__).resolve().parent.parent
 ROOT = CLIENTS.parent
+AT_ONCE = threading.Semaphore(6)  # more would keep two cores so busy that answers come late
 
 
 @dataclass
 class Language:
     interop: list[str]  # the programs; {} is the folder
-    example: list[str]
+    example: list[str] = field(default_factory=list)
+    home: str = ""  # where they run, below CLIENTS; the client's name by default
+    flags: tuple[str, ...] = ()  # of the gateway
     readme_program: str = ""  # where the README's program is put, below CLIENTS
     readme_commands: tuple[list[str], ...] = ()  # what builds and runs it
     service_config: str | None = "service-config.json"
@@ -80,6 +83,18 @@ LANGUAGES = {
         example=["{}/rust/debug/create-batch"],
         service_config=None,
     ),
+    "connect": Language(
+        interop=["node", "interop.js", "grpc"],
+        example=["node", "create_batch.js"],
+        service_config=None,
+    ),
+    "connect-web": Language(
+        interop=["node", "interop.js", "grpc-web"],
+        home="connect",
+        flags=("--grpc-web",),
+        service_config=None,
+        reflection=(),  # streams both ways, which gRPC-Web cannot
+    ),
     "ruby": Language(
         interop=["ruby", "interop.rb"],
         example=["ruby", "create_batch.rb"],
@@ -116,7 +131,8 @@ def guarded(play, program: str, folder: Path, name: str) -> None:
     """What ends all the checks of a client is a failure too."""
     report, running = Report(name), []
     try:
-        play(report, running, program, folder, name)
+        with AT_ONCE:
+            play(report, running, program, folder, name)
     except Exception as error:
         with report.check("the client could be played"):
             raise error
@@ -133,10 +149,12 @@ def play_language(report: Report, running: list, program: str, folder: Path, nam
     def words(command: list[str]) -> list[str]:
         return [word.replace("{}", str(folder)) for word in command]
 
-    language, home = LANGUAGES[name], CLIENTS / name
+    language = LANGUAGES[name]
+    home = CLIENTS / (language.home or name)
     api = start(wire.Api(calls.ANSWERS))
-    gateway = start(Gateway(program, folder / f"{name}-gateway.log"))
-    api_gateway = start(Gateway(program, folder / f"{name}-api-gateway.log", api.url))
+    flags = language.flags
+    gateway = start(Gateway(program, folder / f"{name}-gateway.log", flags=flags))
+    api_gateway = start(Gateway(program, folder / f"{name}-api-gateway.log", api.url, flags))
     log = folder / f"{name}.log"
     player = start(Player(words(language.interop), home, log, gateway.address))
     player.reflection = language.reflection
@@ -147,9 +165,10 @@ def play_language(report: Report, running: list, program: str, folder: Path, nam
         descriptors.play(report, player, descriptors.write(program, folder / f"{name}.binpb"))
     if language.service_config:
         examples.service_config(report, program, home / language.service_config)
-    examples.play(report, gateway, words(language.example), home)
-    killed = start(Gateway(program, folder / f"{name}-killed-gateway.log"))
-    examples.play_killed(report, killed, words(language.example), home)
+    if language.example:
+        examples.play(report, gateway, words(language.example), home)
+        killed = start(Gateway(program, folder / f"{name}-killed-gateway.log"))
+        examples.play_killed(report, killed, words(language.example), home)
     if language.readme_program:
         commands = [words(command) for command in language.readme_commands]
         examples.play_readme(report, gateway, CLIENTS / language.readme_program, commands, ROOT)

@@ -58,6 +58,9 @@ VALUE_SETS = [
     ("tls", {"tls": TLS}),
     ("mtls", {"tls": MTLS}),
     ("managed credentials", {"defaultCredentials": MANAGED}),
+    ("a default token for allowed clients", {
+        "tls": MTLS, "defaultCredentials": {"secretName": "a", "tokenKey": "t"},
+    }),
     ("default API key alone", {"defaultCredentials": {"secretName": "a", "apiKeyKey": "key"}}),
     ("gRPC probes", {"probes": {"grpc": True}}),
     ("no autoscaling", {"autoscaling": {"enabled": False}}),
@@ -118,6 +121,8 @@ BAD_VALUES = [
     ({"settings": {"drainTimeout": "20s"}}, "drainTimeout (20s) must be more than"),
     ({"settings": {"requestTimeout": "60s"}}, "must be more than settings.requestTimeout (60s)"),
     ({"defaultCredentials": {"secretName": "a", "tokenKey": "t"}}, "callersAreAuthenticated"),
+    ({"tls": {**TLS, "clientCaSecretName": "b"},
+      "defaultCredentials": {"secretName": "a", "tokenKey": "t"}}, "callersAreAuthenticated"),
     ({"defaultCredentials": {"apiKeyKey": "a"}}, "need defaultCredentials.secretName"),
     ({"defaultCredentials": {"secretName": "a"}}, "tokenKey or apiKeyKey"),
     ({"tls": {"clientCaSecretName": "a"}}, "needs tls.secretName"),

@@ -1,7 +1,7 @@
 //! Any bytes as the body of an error.
 #![no_main]
 
-use aep_batch_gateway::upstream::{error_body, quote::Quote};
+use aep_batch_gateway::{quote::Quote, upstream::error_body};
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 

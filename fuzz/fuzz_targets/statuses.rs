@@ -9,7 +9,7 @@ use aep_batch_gateway::{
         ApiError, Failure, LookUpFailure, NeverSent, Outcome, Refusal, UnusableAnswer, Violation,
     },
     status::{self, CallNames},
-    upstream::quote::Quote,
+    quote::Quote,
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use libfuzzer_sys::{

@@ -1,17 +1,26 @@
 //! The admin listener: `/metrics`, `/livez`, `/readyz` and `/log-level`, over
 //! plain HTTP.
 
-use std::{convert::Infallible, fmt::Write, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, fmt::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::AbortHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{LogLevel, Telemetry};
+
+use super::workers::Pulse;
+
+/// How many connections there may be. The oldest makes room for another: whoever holds
+/// many keeps no probe away.
+const MOST_CONNECTIONS: usize = 64;
+
+/// How long a request may take to arrive.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// What the admin pages show.
 #[derive(Clone)]
@@ -20,10 +29,12 @@ pub(super) struct Admin {
     pub(super) log_level: LogLevel,
     /// The gateway drains, and is no longer ready.
     pub(super) draining: CancellationToken,
+    pub(super) workers: Pulse,
 }
 
 /// Serves the admin pages until the process ends.
 pub(super) async fn serve(listener: TcpListener, admin: Admin) {
+    let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -34,14 +45,21 @@ pub(super) async fn serve(listener: TcpListener, admin: Admin) {
             let admin = admin.clone();
             async move { Ok::<_, Infallible>(admin.page(request).await) }
         });
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             // A client that goes away is no event here.
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10))
+                .header_read_timeout(LONGEST)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() == MOST_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
+        connections.push_back(connection.abort_handle());
     }
 }
 
@@ -55,8 +73,11 @@ impl Admin {
         };
         match (method, request.uri().path()) {
             (&Method::GET, "/metrics") => self.metrics(request.headers().get(header::ACCEPT)),
-            // Alive means: able to answer this. Never: the API is up.
-            (&Method::GET, "/livez") => text(StatusCode::OK, "ok"),
+            // Alive means: able to do what is asked. Never: the API is up.
+            (&Method::GET, "/livez") => match self.workers.beats().await {
+                true => text(StatusCode::OK, "ok"),
+                false => text(StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer"),
+            },
             (&Method::GET, "/readyz") if self.draining.is_cancelled() => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "draining")
             }
@@ -88,10 +109,12 @@ impl Admin {
     }
 
     async fn set_log_level(&self, request: Request<Incoming>) -> Page {
-        const LONGEST: usize = 4096;
-        let filter = match Limited::new(request.into_body(), LONGEST).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
+        const LARGEST: usize = 4096;
+        let filter = Limited::new(request.into_body(), LARGEST).collect();
+        let filter = match timeout(LONGEST, filter).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
+            Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the filter did not arrive"),
         };
         let filter = String::from_utf8_lossy(&filter);
         match self.log_level.set(filter.trim()) {

@@ -21,7 +21,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream},
     sync::Semaphore,
     time::{Instant, sleep, sleep_until},
 };
@@ -53,13 +53,21 @@ impl Listener {
     pub(super) async fn bind(listen: &Listen) -> io::Result<(Self, Listen)> {
         match listen {
             Listen::Tcp(address) => {
-                let listener = TcpListener::bind(address).await?;
+                let socket = match address {
+                    SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                    SocketAddr::V6(_) => TcpSocket::new_v6()?,
+                };
+                socket.set_reuseaddr(true)?;
+                socket.bind(*address)?;
+                let listener = socket.listen(BACKLOG)?;
                 let address = listener.local_addr()?;
                 Ok((Listener::Tcp(listener), Listen::Tcp(address)))
             }
             Listen::Unix(path) => {
                 remove_stale(path)?;
-                let listener = UnixListener::bind(path)?;
+                let socket = UnixSocket::new_stream()?;
+                socket.bind(path)?;
+                let listener = socket.listen(BACKLOG)?;
                 Ok((Listener::Unix(listener), Listen::Unix(path.clone())))
             }
         }
@@ -93,6 +101,9 @@ pub(super) struct Limits {
     pub(super) age: Duration,
 }
 
+/// A year, to be told from "for ever" by nobody.
+const LONGEST_AGE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How long a connection may take to agree on TLS, then to begin with HTTP/2, or
 /// to send the head of an HTTP/1.1 request.
 const OPENING: Duration = Duration::from_secs(10);
@@ -100,6 +111,10 @@ const OPENING: Duration = Duration::from_secs(10);
 /// How long the calls of a connection may go on after GOAWAY. No create takes
 /// that long; a Health/Watch would stay for ever.
 const LAST_CALLS: Duration = Duration::from_secs(5 * 60);
+
+/// How many connections may wait to be accepted: past that, a client that connects waits a
+/// second for its next try. The system may allow fewer (net.core.somaxconn).
+const BACKLOG: u32 = 4096;
 
 /// The first bytes of HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
@@ -121,6 +136,8 @@ impl Server {
         stop: Stop,
     ) -> Self {
         telemetry.set_max_connections(limits.connections);
+        let age = limits.age.min(LONGEST_AGE); // what a clock can still count to
+        let limits = Limits { age, ..limits };
         Server {
             http: http_server(),
             tls,
@@ -154,14 +171,24 @@ impl Server {
                 Ok(stream) => stream,
                 Err(error) => {
                     // Such as too many open files: trying again at once would only burn time.
-                    tracing::warn!(%error, "no connection was accepted");
+                    telemetry.connection_refused("accept");
+                    static THROTTLE: Throttle = Throttle::new();
+                    if let Some(suppressed) = THROTTLE.permit() {
+                        tracing::warn!(%error, suppressed, "no connection was accepted");
+                    }
                     sleep(Duration::from_millis(20)).await;
                     continue;
                 }
             };
             let Ok(slot) = slots.clone().try_acquire_owned() else {
                 telemetry.connection_refused("limit");
-                tracing::warn!("a connection was closed: there are as many as there may be");
+                static THROTTLE: Throttle = Throttle::new();
+                if let Some(suppressed) = THROTTLE.permit() {
+                    tracing::warn!(
+                        suppressed,
+                        "a connection was closed: there are as many as there may be"
+                    );
+                }
                 continue;
             };
             let least = workers
@@ -225,12 +252,16 @@ impl Server {
             Ok((stream, peer)) => {
                 if !peer.allowed {
                     self.telemetry.connection_refused("tls");
-                    let identity = peer.identity.as_deref();
-                    tracing::warn!(
-                        from = shown,
-                        identity,
-                        "a client is not among --tls-allowed-clients"
-                    );
+                    static THROTTLE: Throttle = Throttle::new();
+                    if let Some(suppressed) = THROTTLE.permit() {
+                        let identity = peer.identity.as_deref();
+                        tracing::warn!(
+                            from = shown,
+                            identity,
+                            suppressed,
+                            "a client is not among --tls-allowed-clients"
+                        );
+                    }
                 }
                 let (server, stream) = (self.clone(), Stream::Right(Box::new(stream)));
                 server
@@ -244,7 +275,10 @@ impl Server {
                 }
                 _ => {
                     self.telemetry.connection_refused("tls");
-                    tracing::warn!(from = shown, %error, "TLS was not agreed on");
+                    static THROTTLE: Throttle = Throttle::new();
+                    if let Some(suppressed) = THROTTLE.permit() {
+                        tracing::warn!(from = shown, %error, suppressed, "TLS was not agreed on");
+                    }
                 }
             },
         }

@@ -59,6 +59,10 @@ impl Web {
             .cloned();
         let mut response = match origin {
             Some(_) if is_preflight(&request) => self.preflight(),
+            None if is_foreign(&request) => answer::refuse(
+                StatusCode::FORBIDDEN,
+                "Pages of this origin may not call: it is not among --grpc-web-origins.\n",
+            ),
             _ => answer_call(request, grpc).await,
         };
         self.tell_browser(origin, response.headers_mut());
@@ -92,6 +96,34 @@ impl Web {
             headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         }
     }
+}
+
+/// Whether a page of another origin calls. Browsers with Fetch Metadata say so themselves,
+/// which holds behind a proxy too; else the page's host is compared with ours.
+fn is_foreign(request: &Request<Body>) -> bool {
+    let headers = request.headers();
+    let (Some(origin), false) = (headers.get(header::ORIGIN), is_preflight(request)) else {
+        return false;
+    };
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site != "same-origin" && site != "none";
+    }
+    let host = match request.uri().authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok()),
+    };
+    let origin = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| origin.split_once("://"));
+    let (Some(host), Some((scheme, of_page))) = (host, origin) else {
+        return true;
+    };
+    let usual = if scheme == "https" { ":443" } else { ":80" };
+    let host = host.strip_suffix(usual).unwrap_or(host);
+    !of_page.eq_ignore_ascii_case(host)
 }
 
 fn is_preflight(request: &Request<Body>) -> bool {

@@ -3,9 +3,12 @@
 //! thread. The main thread accepts connections and serves the admin pages, so
 //! that these answer also when the workers are busy.
 
-use std::{future::pending, io, num::NonZero, sync::Arc, thread};
+use std::{future::pending, io, num::NonZero, sync::Arc, thread, time::Duration};
 
-use tokio::runtime::{Builder, Handle};
+use tokio::{
+    runtime::{Builder, Handle},
+    time::timeout,
+};
 
 use crate::telemetry::write_waiting_lines;
 
@@ -54,5 +57,51 @@ impl Worker {
     /// How many connections it has.
     pub(super) fn connections(&self) -> usize {
         Arc::strong_count(&self.connections) - 1
+    }
+}
+
+/// Asks workers for a sign of life.
+#[derive(Clone, Debug)]
+pub(super) struct Pulse(Arc<[Handle]>);
+
+impl Pulse {
+    pub(super) fn of(workers: &[Worker]) -> Self {
+        Pulse(
+            workers
+                .iter()
+                .map(|worker| worker.runtime.clone())
+                .collect(),
+        )
+    }
+
+    /// Whether each does what it is asked within 2 s.
+    pub(super) async fn beats(&self) -> bool {
+        const LONGEST: Duration = Duration::from_secs(2);
+        let asked: Vec<_> = self.0.iter().map(|worker| worker.spawn(async {})).collect();
+        let answered = async {
+            for answer in asked {
+                let _ = answer.await;
+            }
+        };
+        timeout(LONGEST, answered).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_is_held_up_is_noticed() {
+        let workers = [Worker::start(0), Worker::start(1)].map(Result::unwrap);
+        let pulse = Pulse::of(&workers);
+        assert!(pulse.beats().await);
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        workers[1].runtime().spawn(async move {
+            let _ = held.recv();
+        });
+        assert!(!pulse.beats().await);
+        drop(release);
+        assert!(pulse.beats().await);
     }
 }

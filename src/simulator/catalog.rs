@@ -116,6 +116,22 @@ impl Query {
         format!("{{{}}}", members.join(","))
     }
 
+    /// The external id that all that is found has, if the query says so in the
+    /// simplest way.
+    pub(super) fn external_id(&self) -> Option<&str> {
+        self.filters.iter().find_map(|filter| match filter {
+            Filter::Simple {
+                name,
+                values,
+                not: false,
+            } if name == "externalId" => match &**values {
+                [id] if !id.contains('*') => Some(&**id),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
     fn compare(&self, a: &Value, b: &Value) -> Ordering {
         let orders = self.order.iter().map(|(direction, name)| {
             let order = ordered(&text(&a[name]), &text(&b[name]));

@@ -28,6 +28,9 @@ pub(super) const CATALOG: &str = "/data/foundation/catalog";
 /// Faults are ordered and the ledger is read here.
 const CONTROL: &str = "/_simulator";
 
+/// The tag by which a create orders a fault for itself.
+const FAULT_TAG: &str = "simulator/fault";
+
 const LARGEST_REQUEST: usize = 1024 * 1024;
 
 type Answer = Response<BoxBody<Bytes, io::Error>>;
@@ -109,12 +112,7 @@ fn control(state: &State, method: &Method, path: &str, body: &[u8]) -> Answer {
             json_answer(StatusCode::OK, &json!({ "waiting": [] }))
         }
         ("GET", "/batches") => {
-            let memory = state.memory();
-            let batches = memory
-                .batches
-                .iter()
-                .map(|(_, batch)| batch.clone())
-                .collect();
+            let batches = state.memory().ledger.all().cloned().collect();
             json_answer(StatusCode::OK, &Value::Array(batches))
         }
         _ => problem(
@@ -183,9 +181,16 @@ async fn create(
         Ok(request) => request,
         Err(detail) => return Ok(problem(StatusCode::BAD_REQUEST, &detail)),
     };
-    let fault = {
-        let memory = &mut *state.memory();
-        memory.fault(&state.options, body)
+    let own = request
+        .get("tags")
+        .and_then(|tags| tags[FAULT_TAG][0].as_str());
+    let fault = match own.map(str::parse::<Fault>) {
+        Some(Ok(fault)) => Some(fault),
+        Some(Err(error)) => return Ok(problem(StatusCode::BAD_REQUEST, &error)),
+        None => {
+            let memory = &mut *state.memory();
+            memory.fault(&state.options, body)
+        }
     };
     let mut latency = state.options.latency;
     if let Some(Fault::Delay(delay)) = fault {
@@ -222,7 +227,7 @@ async fn create(
 
     let batch = new_batch(headers, &request);
     let visible = Instant::now() + state.options.catalog_lag;
-    remember(&mut state.memory().batches, (visible, batch.clone()));
+    state.memory().ledger.add(visible, batch.clone());
     let id = batch["id"].as_str().unwrap_or_default();
     let mut answer = match fault {
         Some(Fault::Lost(status)) => return Ok(html(status)),
@@ -371,13 +376,12 @@ fn catalog(state: &State, method: &Method, path: &str, uri: &http::Uri) -> Answe
         Ok(query) => query,
         Err(detail) => return problem(StatusCode::BAD_REQUEST, &detail),
     };
-    let now = Instant::now();
     let mut memory = state.memory();
     if let Some(status) = memory.next_look_ups.pop_front() {
         return api_error(status);
     }
-    let visible = memory.batches.iter().filter(|(from, _)| *from <= now);
-    let found = query.answer(visible.map(|(_, batch)| batch));
+    let visible = memory.ledger.visible(query.external_id());
+    let found = query.answer(visible.into_iter());
     if ids.is_some() && found == "{}" {
         return problem(StatusCode::NOT_FOUND, "The batch is not found");
     }

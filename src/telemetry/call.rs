@@ -28,6 +28,7 @@ use crate::{
     credentials,
     outcome::{Failure, Outcome, Settled},
     proto::v1::BatchOrigin,
+    quote::{Quote, Secrets},
     status::{self, Row},
 };
 
@@ -47,6 +48,7 @@ pub struct CallRecord {
     upstream: AtomicU64,
     code: OnceLock<Code>,
     ending: OnceLock<Ending>,
+    secrets: OnceLock<Secrets>,
 }
 
 /// How a create ended.
@@ -59,13 +61,14 @@ struct Ending {
 }
 
 impl Ending {
-    fn of(result: &Result<Settled, Failure>) -> Self {
+    /// The API may call anything the id of a batch, a token too.
+    fn of(result: &Result<Settled, Failure>, quote: Quote<'_>) -> Self {
         match result {
             Ok(Settled { batch, origin }) => Ending {
                 outcome: Outcome::Created,
                 reason: origin_name(*origin),
                 http_status: None,
-                batch_id: Some(batch.id.clone()),
+                batch_id: Some(quote.id(&batch.id)),
             },
             Err(failure) => {
                 let row = status::row(failure);
@@ -73,7 +76,7 @@ impl Ending {
                     outcome: row.outcome,
                     reason: row.reason,
                     http_status: http_status(failure),
-                    batch_id: batch_id(failure).map(str::to_owned),
+                    batch_id: batch_id(failure).map(|id| quote.id(id)),
                 }
             }
         }
@@ -137,9 +140,19 @@ impl CallRecord {
         self.upstream.fetch_add(took.as_micros() as u64, Relaxed);
     }
 
+    /// What may be in no line and no span.
+    pub fn keeps_secret(&self, secrets: Secrets) {
+        let _ = self.secrets.set(secrets); // once for each call
+    }
+
+    /// Shows what the API said, without those.
+    pub fn quote(&self) -> Quote<'_> {
+        self.secrets.get().map(Quote::without).unwrap_or_default()
+    }
+
     /// The call's create ended so, for its caller.
     pub fn create_ended(&self, result: &Result<Settled, Failure>) {
-        self.ended(Ending::of(result));
+        self.ended(Ending::of(result, self.quote()));
     }
 
     /// The call was refused before the service saw it, and is answered so.
@@ -167,7 +180,7 @@ impl CallRecord {
 
     /// The call's create ended so after its caller had left.
     pub fn abandoned(&self, result: &Result<Settled, Failure>) {
-        let ending = Ending::of(result);
+        let ending = Ending::of(result, self.quote());
         let outcome = ending.outcome.as_str();
         let abandoned = &self.telemetry.metrics.abandoned;
         abandoned.get_or_create(&OutcomeLabel { outcome }).inc();
@@ -319,6 +332,7 @@ impl Call {
             upstream: AtomicU64::new(0),
             code: OnceLock::new(),
             ending: OnceLock::new(),
+            secrets: OnceLock::new(),
             telemetry,
         }))
     }

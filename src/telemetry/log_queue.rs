@@ -10,7 +10,7 @@ use std::{
 };
 
 use prometheus_client::metrics::counter::Counter;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::logs::{self, LogFormat};
 
@@ -132,7 +132,7 @@ pub(super) struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let short = (line.len() > LONGEST).then(|| shortened(line));
+        let short = (line.len() > LONGEST).then(|| shortened(line, logs::format()));
         let mut queue = queue();
         queue.push(short.as_deref().unwrap_or(line));
         queue.write();
@@ -144,25 +144,29 @@ impl Write for Lines {
     }
 }
 
-/// A line that is no longer than a line may be. JSON stays JSON: its texts are cut.
-fn shortened(line: &[u8]) -> Vec<u8> {
-    let json = match logs::format() {
-        Some(LogFormat::Json) => serde_json::from_slice::<Value>(line).ok(),
+/// A line that is no longer than a line may be. JSON stays JSON: its texts are cut, and
+/// if that is not enough, only what every line has is left.
+fn shortened(line: &[u8], format: Option<LogFormat>) -> Vec<u8> {
+    const KEPT: [&str; 4] = ["timestamp", "level", "message", "target"];
+    let json = match format {
+        Some(LogFormat::Json) => serde_json::from_slice::<Map<String, Value>>(line).ok(),
         _ => None,
     };
-    if let Some(mut json) = json {
-        for longest in [1024, 256, 64, 16] {
-            cut_texts(&mut json, longest);
-            let mut short = json.to_string().into_bytes();
-            if short.len() < LONGEST {
-                short.push(b'\n');
-                return short;
-            }
+    let Some(mut json) = json else {
+        let text = String::from_utf8_lossy(line);
+        let end = text.floor_char_boundary(LONGEST - "…\n".len());
+        return format!("{}…\n", &text[..end]).into_bytes();
+    };
+    for longest in [2048, 512, 128, 32] {
+        json.values_mut()
+            .for_each(|value| cut_texts(value, longest));
+        let short = Value::from(json.clone()).to_string();
+        if short.len() < LONGEST {
+            return (short + "\n").into_bytes();
         }
     }
-    let text = String::from_utf8_lossy(line);
-    let end = text.floor_char_boundary(LONGEST - "…\n".len());
-    format!("{}…\n", &text[..end]).into_bytes()
+    json.retain(|key, _| KEPT.contains(&key.as_str()));
+    (Value::from(json).to_string() + "\n").into_bytes()
 }
 
 fn cut_texts(json: &mut Value, longest: usize) {
@@ -176,5 +180,31 @@ fn cut_texts(json: &mut Value, longest: usize) {
             .values_mut()
             .for_each(|item| cut_texts(item, longest)),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_long_line_is_cut_and_stays_a_line() {
+        let long = "\u{1}é".repeat(10_000);
+        for json in [
+            json!({ "level": "WARN", "fields": { "a": [long], "b": long } }),
+            json!({ "level": "WARN", "a": vec![&long; 200] }),
+            json!({ "level": "WARN", "message": long, "a": vec![1; 10_000] }),
+        ] {
+            let line = format!("{json}\n");
+            let short = shortened(line.as_bytes(), Some(LogFormat::Json));
+            assert!(short.len() <= LONGEST);
+            let line = str::from_utf8(&short).unwrap().strip_suffix('\n').unwrap();
+            let parsed: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(parsed["level"], "WARN");
+        }
+        let short = shortened(format!("WARN {long}\n").as_bytes(), Some(LogFormat::Text));
+        assert!(short.len() <= LONGEST && short.ends_with("…\n".as_bytes()));
     }
 }

@@ -315,7 +315,7 @@ impl Metrics {
             let _ = self.connects.get_or_create(&ResultLabel { result });
             let _ = self.tls_reloads.get_or_create(&ResultLabel { result });
         }
-        for reason in ["limit", "silent", "tls"] {
+        for reason in ["accept", "limit", "silent", "tls"] {
             let _ = (self.refused_connections).get_or_create(&ReasonLabel { reason });
         }
         for call in RestCall::ALL {

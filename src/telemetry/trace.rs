@@ -9,14 +9,17 @@ use opentelemetry::{
     trace::{SpanContext, TraceContextExt, TracerProvider},
 };
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
     trace::{SdkTracer, SdkTracerProvider},
 };
 
+use reqwest::{blocking, redirect};
+
 use super::b3;
+use crate::proxies::Proxies;
 
 const NAME: &str = "aep-batch-gateway";
 
@@ -32,12 +35,16 @@ pub struct Tracing(SdkTracerProvider);
 impl Tracing {
     /// Traces if OpenTelemetry's environment variables ask for them
     /// ("OTLP Exporter Configuration"). Fails with what is wrong with those.
-    pub fn from_environment() -> Result<Option<Self>, String> {
-        if !is_wanted(|name| env::var(name).ok().filter(|value| !value.is_empty()))? {
+    pub fn from_environment(proxies: &Proxies) -> Result<Option<Self>, String> {
+        let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        if !is_wanted(variable)? {
             return Ok(None);
         }
+        let client = client(variable, proxies)
+            .map_err(|error| format!("OTEL_EXPORTER_OTLP_…: {error:?}"))?;
         let exporter = SpanExporter::builder()
             .with_http()
+            .with_http_client(client)
             .with_protocol(Protocol::HttpBinary)
             .build()
             .map_err(|error| format!("OTEL_EXPORTER_OTLP_…: {error}"))?;
@@ -58,6 +65,34 @@ impl Tracing {
         if let Err(error) = self.0.shutdown_with_timeout(LAST_SPANS) {
             tracing::warn!(%error, "the last spans were not sent");
         }
+    }
+}
+
+/// Sends spans to the collector and to nobody else: it follows no redirect. Certificate
+/// authorities are read only where TLS is spoken.
+fn client(
+    variable: impl Fn(&str) -> Option<String>,
+    proxies: &Proxies,
+) -> reqwest::Result<blocking::Client> {
+    const DEFAULT: Duration = Duration::from_secs(10);
+    let of_traces = |name: &str| {
+        variable(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
+            .or_else(|| variable(&format!("OTEL_EXPORTER_OTLP_{name}")))
+    };
+    // Milliseconds ("OTLP Exporter Configuration").
+    let timeout = of_traces("TIMEOUT").and_then(|text| text.parse().ok());
+    let client = blocking::Client::builder()
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .timeout(timeout.map_or(DEFAULT, Duration::from_millis));
+    let client = match proxies.is_empty() {
+        true => client.no_proxy(),
+        false => client.proxy(proxies.clone().for_client()),
+    };
+    let endpoint = of_traces("ENDPOINT").and_then(|url| url.parse().ok());
+    match endpoint.is_some_and(|url| proxies.need_tls(&url)) {
+        true => client.build(),
+        false => client.tls_certs_only([]).build(),
     }
 }
 

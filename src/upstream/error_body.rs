@@ -1,9 +1,9 @@
 //! The bodies of errors, in every shape that Adobe documents.
 
-use super::quote::Quote;
 use crate::{
     mapping::json::{Json, Members, object_of, text_of},
     outcome::ApiError,
+    quote::Quote,
 };
 
 /// How much of one text is quoted, in bytes.

@@ -9,13 +9,13 @@ use reqwest::Url;
 use super::{
     error_body,
     proof::{self, Proves},
-    quote::Quote,
 };
 use crate::{
     credentials::REQUEST_ID,
     mapping::{self, NoBatch},
     outcome::{ApiError, Failure, Outcome, Refusal, UnusableAnswer},
     proto::v1::Batch,
+    quote::Quote,
 };
 
 /// The most that is read of a success. A list of numbers grows eleven times on

@@ -309,7 +309,7 @@ async fn attacked_over_http2(metadata: &[(&str, &str)], body: &[u8]) -> u64 {
         "{told_so:?}"
     );
     assert_eq!(upstream.batches().len(), 64);
-    println!("peak {} KiB, {told_so:?}", peak(&gateway));
+    eprintln!("peak {} KiB, {told_so:?}", peak(&gateway));
     peak(&gateway)
 }
 
@@ -393,7 +393,7 @@ async fn metadata_without_a_message_is_bounded() {
     }
     honest_calls(&gateway).await;
     gateway.counts("aep_gateway_calls_in_flight", "0").await;
-    println!("peak {} KiB", peak(&gateway));
+    eprintln!("peak {} KiB", peak(&gateway));
     assert!(peak(&gateway) < MOST);
 }
 
@@ -435,6 +435,38 @@ async fn grpc_web_messages_that_never_end_are_bounded() {
         }
     };
     timeout(Duration::from_secs(40), all).await.unwrap();
-    println!("peak {} KiB", peak(&gateway));
+    eprintln!("peak {} KiB", peak(&gateway));
     assert!(peak(&gateway) < MOST);
+}
+
+/// Also by who holds all its connections and says half of what it wants.
+#[tokio::test]
+async fn the_admin_listener_always_answers() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    let mut held = Vec::new();
+    for part in [
+        "",
+        "GET /liv",
+        "PUT /log-level HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n",
+    ] {
+        for _ in 0..300 {
+            let mut stream = TcpStream::connect(&gateway.admin).await.unwrap();
+            stream.write_all(part.as_bytes()).await.unwrap();
+            held.push(stream);
+        }
+        assert_eq!(gateway.page("/livez").await.0, 200);
+    }
+    let files: u32 = gateway.metric("process_open_fds").await.parse().unwrap();
+    assert!(files < 150, "{files}");
+    assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
+    // A body that does not come is not waited for.
+    let mut last = held.pop().unwrap();
+    let mut answer = String::new();
+    let told = timeout(Duration::from_secs(15), last.read_to_string(&mut answer));
+    let _ = told.await.unwrap();
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 408 "),
+        "{answer}"
+    );
 }

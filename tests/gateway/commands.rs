@@ -322,3 +322,45 @@ async fn a_token_file_that_holds_something_else_is_refused_and_never_quoted() {
     let sent = &upstream.requests()[0];
     assert!(sent.contains("authorization: Bearer s3cret\r\n"), "{sent}");
 }
+
+#[tokio::test]
+async fn a_variable_that_sets_nothing_is_told() {
+    let odd = |command: &mut tokio::process::Command| {
+        command
+            .env("AEP_GATEWAY_LISTN", "s3cret")
+            .env("AEP_GATEWAY_REQUEST_TIMEOUTS", "s3cret")
+            // Kubernetes makes these for a Service of the name aep-gateway.
+            .env("AEP_GATEWAY_SERVICE_HOST", "10.0.0.1")
+            .env("AEP_GATEWAY_PORT", "tcp://10.0.0.1:50051")
+            .env("AEP_GATEWAY_PORT_50051_TCP_ADDR", "10.0.0.1");
+    };
+    let told = [
+        "AEP_GATEWAY_LISTN sets nothing: there is no such setting. The nearest is \
+         AEP_GATEWAY_LISTEN",
+        "AEP_GATEWAY_REQUEST_TIMEOUTS sets nothing: there is no such setting. The nearest is \
+         AEP_GATEWAY_REQUEST_TIMEOUT",
+    ];
+    let mut config = Gateway::command(&["config"]);
+    odd(&mut config);
+    let output = config.output().await.unwrap();
+    assert!(output.status.success());
+    let mut lines: Vec<_> = text(&output.stderr).lines().map(str::to_owned).collect();
+    lines.sort();
+    assert_eq!(lines, told);
+
+    let upstream = simulator().await;
+    let mut serve = Gateway::command(&[
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--admin-listen=127.0.0.1:0",
+        "--upstream-url",
+        &upstream.import_url(),
+    ]);
+    odd(&mut serve);
+    let gateway = Gateway::spawn(serve).await;
+    for line in told {
+        gateway.logs(line).await;
+    }
+    assert_eq!(gateway.log().matches("sets nothing").count(), 2);
+    assert!(!gateway.log().contains("s3cret"));
+}

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    process::Command,
+    task::JoinSet,
     time::timeout,
 };
 use tonic::Code;
@@ -168,4 +170,102 @@ async fn pings_are_answered() {
         let pong = timeout(Duration::from_secs(5), pings.ping(h2::Ping::opaque()));
         pong.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_connection_may_last_for_ever() {
+    let upstream = simulator().await;
+    let flags = ["--max-connection-age=18446744073709551615s"];
+    let gateway = Gateway::before(&upstream, &flags).await;
+    assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
+    assert!(!gateway.log().contains("panicked"), "{}", gateway.log());
+}
+
+/// The system takes connections for a gateway that has no time now, so a burst need not
+/// wait for a second try of TCP's.
+#[tokio::test]
+async fn a_thousand_clients_can_connect_at_once() {
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let clients = most.trim().parse::<usize>().unwrap().min(1000);
+    let gateway = Gateway::start("http://127.0.0.1:1", &[]).await;
+    gateway.signal("-STOP");
+    let mut connects = JoinSet::new();
+    for _ in 0..clients {
+        let connect = TcpStream::connect(gateway.listen.clone());
+        connects.spawn(timeout(Duration::from_millis(900), connect));
+    }
+    let connected = connects.join_all().await;
+    gateway.signal("-CONT");
+    let mut served = 0;
+    for stream in connected {
+        let mut stream = stream.expect("no second try").unwrap();
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await
+            .unwrap();
+        let mut settings = [0; 9];
+        let answered = timeout(Duration::from_secs(10), stream.read_exact(&mut settings));
+        served += usize::from(answered.await.unwrap().is_ok());
+    }
+    assert_eq!(served, clients);
+}
+
+/// A gateway that may open so many files.
+async fn with_files(upstream: &str, soft: u32, hard: &str) -> Gateway {
+    let mut command = Command::new("sh");
+    let limits = format!("ulimit -Sn {soft}; ulimit -Hn {hard}; exec \"$0\" \"$@\"");
+    let program = env!("CARGO_BIN_EXE_aep-batch-gateway");
+    command.args(["-c", &limits, program, "serve", "--upstream-url", upstream]);
+    command.args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"]);
+    Gateway::spawn({
+        command.env("NO_PROXY", "127.0.0.1").kill_on_drop(true);
+        command
+    })
+    .await
+}
+
+#[tokio::test]
+async fn as_many_files_may_be_open_as_the_system_allows() {
+    let upstream = simulator().await;
+    let gateway = with_files(&upstream.import_url(), 100, "500").await;
+    assert_eq!(gateway.metric("process_max_fds").await, "500");
+    // Which is less than the flags want, so there are fewer connections.
+    gateway.logs("there will be fewer connections").await;
+    assert_eq!(gateway.metric("aep_gateway_max_connections").await, "150");
+    let mut connections = Vec::new();
+    for _ in 0..600 {
+        connections.push(TcpStream::connect(&gateway.listen).await.unwrap());
+    }
+    gateway.counts("aep_gateway_connections", "150").await;
+    assert_eq!(gateway.page("/livez").await.0, 200);
+    let refused = r#"aep_gateway_refused_connections_total{reason="limit"}"#;
+    gateway.counts(refused, "450").await;
+    let log = gateway.log();
+    let lines = log.matches("a connection was closed").count();
+    assert!((1..20).contains(&lines), "{log}");
+    drop(connections);
+    gateway.counts("aep_gateway_connections", "0").await;
+    assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
+}
+
+#[tokio::test]
+async fn connections_that_cannot_be_accepted_are_counted() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    let pid = Pid::from_raw(gateway.pid().try_into().unwrap());
+    let none_more = Rlimit {
+        current: Some(1),
+        maximum: rustix::process::getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(pid, Resource::Nofile, none_more).unwrap();
+    let _waiting = TcpStream::connect(&gateway.listen).await.unwrap();
+    gateway.logs("no connection was accepted").await;
+    tokio::time::sleep(Duration::from_millis(300)).await; // some ten tries
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    let name = r#"aep_gateway_refused_connections_total{reason="accept"}"#;
+    let count: u32 = gateway.metric(name).await.parse().unwrap();
+    let lines = gateway.log().matches("no connection was accepted").count();
+    assert!(count > 3 && lines < 3, "{count} {lines}");
+    assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
 }

@@ -17,7 +17,7 @@ const HEALTH_CHECK_FAIL: &str = "x-envoy-immediate-health-check-fail";
 #[tokio::test]
 async fn health_flips_and_calls_in_flight_finish() {
     let upstream = simulator().await;
-    let flags = ["--drain-delay=300ms"];
+    let flags = ["--drain-delay=1500ms"];
     let gateway = Gateway::start(&upstream.import_url(), &flags).await;
     let mut health = HealthClient::new(gateway.channel());
     let service = String::new();
@@ -118,4 +118,40 @@ async fn no_access_line_is_lost_at_the_end() {
     assert!(status.success(), "{log}");
     let lines = log.lines().filter(|line| line.contains("call ended"));
     assert_eq!(lines.count(), CALLERS * CALLS);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    for signals in [["-TERM", "-TERM"], ["-TERM", "-INT"], ["-INT", "-INT"]] {
+        let upstream = simulator().await;
+        let gateway = Gateway::start(&upstream.import_url(), &[]).await;
+        upstream.meet(Fault::SilenceAfterCreate);
+        let stream = TcpStream::connect(&gateway.listen).await.unwrap();
+        let mut client = Client::over(stream).await.unwrap();
+        let call = tokio::spawn(async move { client.create().await });
+        while upstream.batches().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        gateway.signal(signals[0]);
+        gateway.logs("draining").await;
+        gateway.signal(signals[1]);
+        let begin = Instant::now();
+        let (status, log) = gateway.ended().await;
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains("a second signal"), "{log}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{log}");
+        assert!(call.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn sighup_ends_nothing() {
+    let upstream = simulator().await;
+    let gateway = Gateway::start(&upstream.import_url(), &[]).await;
+    gateway.signal("-HUP");
+    gateway.logs("SIGHUP").await;
+    assert_eq!(gateway.raw(&[]).await.code(), Code::Ok);
+    gateway.terminate();
+    gateway.signal("-HUP");
+    assert!(gateway.ended().await.0.success());
 }

@@ -345,15 +345,18 @@ async fn no_page_may_call_unless_its_origin_is_named() {
             ],
         ),
     ] {
-        let (_upstream, gateway) = start(flags).await;
+        let (upstream, gateway) = start(flags).await;
         for client in [http1(), http2()] {
+            let before = upstream.received().len();
             for &origin in strangers {
                 let asked = preflight(&client, &gateway, origin).await;
                 assert!(!asked.status().is_success(), "{origin}");
                 assert!(!has_cors(asked.headers()), "{origin}");
                 let answer = send(&client, &gateway, kind, &request(), &[("origin", origin)]).await;
                 assert!(!has_cors(answer.headers()), "{origin}");
+                assert_eq!(answer.status(), 403, "{origin}");
             }
+            assert_eq!(upstream.received().len(), before);
             let answer = send(&client, &gateway, kind, &request(), &[]).await;
             assert!(!has_cors(answer.headers()));
         }
@@ -419,6 +422,27 @@ async fn pages_of_named_origins_may_call() {
                     assert!(exposed.split(", ").any(|read| read == name), "{name}");
                 }
             }
+        }
+    }
+}
+
+/// Those of the gateway's own origin, whatever a proxy made of its name.
+#[tokio::test]
+async fn own_pages_may_call() {
+    let (_upstream, gateway) = start(&[]).await;
+    let own = format!("http://{}", gateway.listen);
+    let own: &'static str = own.leak();
+    for client in [http1(), http2()] {
+        for (more, status) in [
+            (&[("origin", own)][..], 200),
+            (&[("origin", own), ("sec-fetch-site", "same-origin")], 200),
+            (&[("origin", PAGE), ("sec-fetch-site", "same-origin")], 200),
+            (&[("origin", own), ("sec-fetch-site", "cross-site")], 403),
+            (&[("origin", own), ("sec-fetch-site", "same-site")], 403),
+        ] {
+            let kind = "application/grpc-web";
+            let answer = send(&client, &gateway, kind, &request(), more).await;
+            assert_eq!(answer.status(), status, "{more:?}");
         }
     }
 }

@@ -34,6 +34,7 @@ const ROOMS: &[&str] = &[
     "mapping",
     "deadline",
     "early_headers",
+    "quote",
     "credentials",
     "proxies",
     "outcome",

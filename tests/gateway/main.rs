@@ -24,6 +24,7 @@ mod metadata;
 mod odd_answers;
 mod proof;
 mod retries;
+mod secrets;
 mod server;
 mod simulated_api;
 mod statuses;

@@ -271,6 +271,22 @@ async fn a_collector_that_does_not_answer_holds_nothing_up() {
 }
 
 #[tokio::test]
+async fn spans_go_to_the_collector_and_nowhere_else() {
+    let elsewhere = Scripted::answering("200 OK", &[], "").await;
+    let url = elsewhere.url();
+    let location = [("location", url.as_str())];
+    let collector = Scripted::answering("307 Temporary Redirect", &location, "").await;
+    let upstream = Scripted::answering("201 Created", &[], CREATED).await;
+    let gateway = traced(&upstream.url(), &collector.url(), &[]).await;
+    assert_eq!(gateway.raw(&[TRACEPARENT]).await.code(), Code::Ok);
+    gateway.terminate();
+    let (status, log) = gateway.ended().await;
+    assert!(status.success(), "{log}");
+    assert_eq!(collector.requests().len(), 1);
+    assert!(elsewhere.requests().is_empty());
+}
+
+#[tokio::test]
 async fn bad_variables_are_refused() {
     let arguments = ["serve", "--listen=127.0.0.1:0"];
     for (variable, value) in [

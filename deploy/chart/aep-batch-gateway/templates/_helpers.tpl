@@ -73,8 +73,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and .secretName (not .tokenKey) (not .apiKeyKey) -}}
 {{- fail "defaultCredentials.secretName needs defaultCredentials.tokenKey or apiKeyKey" -}}
 {{- end -}}
-{{- if and .tokenKey (not .callersAreAuthenticated) -}}
-{{- fail "defaultCredentials.tokenKey lets whoever reaches the gateway act with that token: say defaultCredentials.callersAreAuthenticated if something checks callers" -}}
+{{- if and .tokenKey (not .callersAreAuthenticated) (not $.Values.tls.allowedClients) -}}
+{{- fail "defaultCredentials.tokenKey lets whoever reaches the gateway act with that token: let in tls.allowedClients only, or say defaultCredentials.callersAreAuthenticated if something checks callers" -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.tls -}}
