@@ -61,6 +61,8 @@ AFTERWARDS = REQUEST_TIMEOUT + 0.5
 # Less than the upstream's silences: the deadline of every fifth call.
 HURRY = REQUEST_TIMEOUT / 2
 
+EVERY_CODE = [code.name for code in grpc.StatusCode if code.name != "OK"]
+
 
 def client_retries(*codes):
     retry = {
@@ -128,8 +130,7 @@ async def retrying_client(stand):
     """5: no Envoy; a gRPC client that retries whatever it can be told to retry."""
     stand.simulate(faults=FAULTS)
     gateway = stand.serve(request_timeout=REQUEST_TIMEOUT)
-    everything = [code.name for code in grpc.StatusCode if code.name != "OK"]
-    load = Load(gateway.address, service_config=client_retries(*everything))
+    load = Load(gateway.address, service_config=client_retries(*EVERY_CODE))
     await load.many(CALLS, hurry=HURRY)
     calls = await load.ended(stand, AFTERWARDS)
     table(stand, calls)

@@ -70,6 +70,10 @@ class Gateway:
     def end(self, how=signal.SIGTERM):
         """Ends it with a signal, and gives its exit code."""
         self.process.send_signal(how)
+        return self.ended()
+
+    def ended(self):
+        """Its exit code, once it has drained: a second SIGTERM would end it at once."""
         return self.process.wait(timeout=60)
 
 
