@@ -684,7 +684,7 @@ fn forwardable(name: &str) -> Result<HeaderName, String> {
     };
     let refused = NOT_FORWARDABLE
         .iter()
-        .find(|(_, names)| names.iter().any(|never| is_named(never)));
+        .find(|(_, names)| names.iter().any(is_named));
     match refused {
         Some((why, _)) => Err(format!("cannot name {lower}: {why}")),
         None => Ok(parsed),

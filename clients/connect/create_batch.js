@@ -1,4 +1,4 @@
-// Creates a batch through the gateway: node create_batch.js [ADDRESS [DATASET_ID]]
+// Creates a batch through the gateway: node create_batch.js [ADDRESS [DATASET_ID [EXTERNAL_ID]]]
 
 import { ConnectError, createClient } from '@connectrpc/connect';
 import { createGrpcTransport } from '@connectrpc/connect-node';
@@ -24,7 +24,7 @@ function explain(error) {
   return [...lines, ADVICE[outcome(error)]].join('\n');
 }
 
-const [address = '127.0.0.1:50051', datasetId = '5c8c3c555033b814b69f947f'] = process.argv.slice(2);
+const [address = '127.0.0.1:50051', datasetId = '5c8c3c555033b814b69f947f', externalId] = process.argv.slice(2);
 const headers = {
   authorization: `Bearer ${process.env.AEP_TOKEN ?? 'demo'}`,
   'x-api-key': process.env.AEP_API_KEY ?? 'demo',
@@ -35,7 +35,9 @@ const headers = {
 const batches = createClient(BatchService, createGrpcTransport({ baseUrl: `http://${address}` }));
 try {
   // Waits longer than the gateway does, which then can say what happened.
-  const { batch } = await retrying(40_000, (timeoutMs) => batches.createBatch({ datasetId }, { headers, timeoutMs }));
+  const { batch } = await retrying(40_000, (timeoutMs) =>
+    batches.createBatch({ datasetId, externalId }, { headers, timeoutMs }),
+  );
   console.log(batch.id, `BATCH_STATUS_${BatchStatus[batch.status]}`);
 } catch (thrown) {
   console.error(explain(ConnectError.from(thrown)));

@@ -1,4 +1,4 @@
-// Creates a batch through the gateway: create-batch [ADDRESS [DATASET_ID]]
+// Creates a batch through the gateway: create-batch [ADDRESS [DATASET_ID [EXTERNAL_ID]]]
 
 #include <google/protobuf/util/json_util.h>
 #include <google/rpc/error_details.pb.h>
@@ -100,6 +100,7 @@ int main(int argc, char** argv) {
 
   v1::CreateBatchRequest request;
   request.set_dataset_id(argc > 2 ? argv[2] : "5c8c3c555033b814b69f947f");
+  if (argc > 3) request.set_external_id(argv[3]);
   v1::CreateBatchResponse answer;
   const auto status = v1::BatchService::NewStub(channel)->CreateBatch(&context, request, &answer);
   if (!status.ok()) {

@@ -1,4 +1,4 @@
-// Creates a batch through the gateway: create-batch [ADDRESS [DATASET_ID]]
+// Creates a batch through the gateway: create-batch [ADDRESS [DATASET_ID [EXTERNAL_ID]]]
 package main
 
 import (
@@ -47,6 +47,9 @@ func main() {
 		"x-gw-ims-org-id", environment("AEP_ORG_ID", "demo@AdobeOrg"),
 		"x-sandbox-name", environment("AEP_SANDBOX", "prod"))
 	request := &pb.CreateBatchRequest{DatasetId: argument(2, "5c8c3c555033b814b69f947f")}
+	if len(os.Args) > 3 {
+		request.ExternalId = &os.Args[3]
+	}
 	answer, err := pb.NewBatchServiceClient(conn).CreateBatch(ctx, request)
 	if err != nil {
 		fail(err)

@@ -44,6 +44,12 @@ class Failure:
     info: dict[str, str] = field(default_factory=dict)  # in ErrorInfo.metadata
 
 
+def keyed() -> dict:
+    """A request that a client may repeat: one without an external id gets its headers before
+    anything is sent."""
+    return {"datasetId": "a", "externalId": str(uuid.uuid4())}
+
+
 def without(*names: str) -> list[list[str]]:
     return [pair for pair in CREDENTIALS if pair[0] not in names]
 
@@ -105,7 +111,7 @@ FAILURES = [
         "HTTP 503",
         "UNAVAILABLE",
         "API_UNAVAILABLE",
-        order={"seconds": 30},
+        order={"seconds": 30, "request": {"datasetId": "a", "externalId": "busy"}},
         faults=["status-503"] * ENOUGH,
         tries=3,
         details=["Help"],
@@ -339,7 +345,7 @@ def retried_until_ok(gateway: Gateway, player: Player) -> None:
     before = gateway.metric("grpc_server_handled_total", **unavailable)
     batches = len(gateway.batches())
     gateway.order("status-503", "status-503")
-    assert_ok(player.create(seconds=30))
+    assert_ok(player.create(keyed(), seconds=30))
     assert gateway.metric("grpc_server_handled_total", **unavailable) > before, "no retry"
     assert_equal(len(gateway.batches()) - batches, 1, "new batches")
 

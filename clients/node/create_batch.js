@@ -1,4 +1,4 @@
-// Creates a batch through the gateway: node create_batch.js [ADDRESS [DATASET_ID]]
+// Creates a batch through the gateway: node create_batch.js [ADDRESS [DATASET_ID [EXTERNAL_ID]]]
 
 import { readFileSync } from 'node:fs';
 
@@ -50,7 +50,7 @@ function explain(error) {
   return [...lines, ADVICE[outcome(error)]].join('\n');
 }
 
-const [address = '127.0.0.1:50051', datasetId = '5c8c3c555033b814b69f947f'] = process.argv.slice(2);
+const [address = '127.0.0.1:50051', datasetId = '5c8c3c555033b814b69f947f', externalId] = process.argv.slice(2);
 const metadata = new grpc.Metadata();
 metadata.set('authorization', `Bearer ${process.env.AEP_TOKEN ?? 'demo'}`);
 metadata.set('x-api-key', process.env.AEP_API_KEY ?? 'demo');
@@ -62,7 +62,7 @@ const batches = new BatchService(address, grpc.credentials.createInsecure(), {
 });
 // Waits longer than the gateway does, which then can say what happened.
 const deadline = Date.now() + 40_000;
-batches.createBatch({ datasetId }, metadata, { deadline }, (error, answer) => {
+batches.createBatch({ datasetId, externalId }, metadata, { deadline }, (error, answer) => {
   if (error) {
     console.error(explain(error));
     process.exitCode = 1;

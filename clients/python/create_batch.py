@@ -1,4 +1,4 @@
-"""Creates a batch through the gateway: create_batch.py [ADDRESS [DATASET_ID]]"""
+"""Creates a batch through the gateway: create_batch.py [ADDRESS [DATASET_ID [EXTERNAL_ID]]]"""
 
 import os
 import sys
@@ -51,13 +51,14 @@ def explain(error: grpc.RpcError) -> str:
 def main() -> None:
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50051"
     dataset_id = sys.argv[2] if len(sys.argv) > 2 else "5c8c3c555033b814b69f947f"
+    external_id = sys.argv[3] if len(sys.argv) > 3 else None
     metadata = [
         ("authorization", "Bearer " + os.environ.get("AEP_TOKEN", "demo")),
         ("x-api-key", os.environ.get("AEP_API_KEY", "demo")),
         ("x-gw-ims-org-id", os.environ.get("AEP_ORG_ID", "demo@AdobeOrg")),
         ("x-sandbox-name", os.environ.get("AEP_SANDBOX", "prod")),
     ]
-    request = batch_service_pb2.CreateBatchRequest(dataset_id=dataset_id)
+    request = batch_service_pb2.CreateBatchRequest(dataset_id=dataset_id, external_id=external_id)
     options = [("grpc.service_config", SERVICE_CONFIG)]
     with grpc.insecure_channel(address, options) as channel:
         batches = batch_service_pb2_grpc.BatchServiceStub(channel)

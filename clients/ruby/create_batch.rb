@@ -1,4 +1,4 @@
-# Creates a batch through the gateway: ruby create_batch.rb [ADDRESS [DATASET_ID]]
+# Creates a batch through the gateway: ruby create_batch.rb [ADDRESS [DATASET_ID [EXTERNAL_ID]]]
 
 $LOAD_PATH.unshift File.join(__dir__, 'lib')
 require 'aep/ingestion/v1/batch_service_services_pb'
@@ -44,7 +44,7 @@ def explain(error)
   [*lines, ADVICE[outcome(error)]].join("\n")
 end
 
-address, dataset_id = ARGV
+address, dataset_id, external_id = ARGV
 metadata = {
   'authorization' => "Bearer #{ENV.fetch('AEP_TOKEN', 'demo')}",
   'x-api-key' => ENV.fetch('AEP_API_KEY', 'demo'),
@@ -55,7 +55,9 @@ batches = V1::BatchService::Stub.new(
   address || '127.0.0.1:50051', :this_channel_is_insecure,
   channel_args: { 'grpc.service_config' => SERVICE_CONFIG }
 )
-request = V1::CreateBatchRequest.new(dataset_id: dataset_id || '5c8c3c555033b814b69f947f')
+request = V1::CreateBatchRequest.new(
+  dataset_id: dataset_id || '5c8c3c555033b814b69f947f', external_id: external_id
+)
 begin
   # Waits longer than the gateway does, which then can say what happened.
   batch = batches.create_batch(request, metadata: metadata, deadline: Time.now + 40).batch

@@ -78,7 +78,7 @@ async def ejection(stand):
     after = [drains.calls(), stays.calls()]
     check("it gets no more calls", after[0] == before[0], before, after)
     check("the other one gets them", after[1] - before[1] > 20, before, after)
-    code = await asyncio.to_thread(drains.ended)
+    code = await asyncio.to_thread(drains.end)
     check("it ends with 0", code == 0, code)
     goaways = stand.stat("upstream_cx_close_notify")
     check("no connection with calls ever got a GOAWAY", goaways == 0, goaways)
@@ -113,7 +113,7 @@ async def ejection_by_header(stand):
     check("Envoy leaves out a gateway that drains, without a health check", ejected is not None)
     show(f"{ejected or 0:.2f}", "seconds after SIGTERM")
     check("before its first GOAWAY", goaways == 0, goaways)
-    code = await asyncio.to_thread(drains.ended)
+    code = await asyncio.to_thread(drains.end)
     check("it ends with 0", code == 0, code)
     done.set_result(None)
     await loading

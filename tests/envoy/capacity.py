@@ -167,7 +167,7 @@ async def drain_without_connections(stand):
     found = [c for c in calls if c.code != "OK"]
     check("20 calls in flight at SIGTERM end well", not found, *found)
     check("each made one request", len(recorder.creates()) == 20, len(recorder.creates()))
-    code = await asyncio.to_thread(gateway.ended)
+    code = await asyncio.to_thread(gateway.end)
     check("the gateway ended with 0", code == 0, code)
 
 

@@ -41,6 +41,7 @@ class Gateway:
         self.process = process
         self.address, self.admin = said["listen"], said["admin"]
         self.log = log
+        self.is_ending = False
 
     def metric(self, name, **labels):
         """The sum of the samples of this name that have these labels."""
@@ -66,14 +67,12 @@ class Gateway:
 
     def drain(self):
         self.process.terminate()
+        self.is_ending = True
 
     def end(self, how=signal.SIGTERM):
         """Ends it with a signal, and gives its exit code."""
-        self.process.send_signal(how)
-        return self.ended()
-
-    def ended(self):
-        """Its exit code, once it has drained: a second SIGTERM would end it at once."""
+        if not self.is_ending:  # a second signal would end it at once
+            self.process.send_signal(how)
         return self.process.wait(timeout=60)
 
 

@@ -308,7 +308,7 @@ async fn fill_the_retry_budget(gateway: &Gateway, upstream: &Simulator) {
 }
 
 async fn gateway(way: &Way, key: Key, upstream: &Simulator, seed: u64) -> Gateway {
-    let mut flags = [&["--request-timeout=1s", "--log-level=error"], way.flags].concat();
+    let mut flags = [&["--request-timeout=2s", "--log-level=error"], way.flags].concat();
     if key == Key::Generated {
         flags.push("--generate-external-ids");
     }

@@ -140,22 +140,6 @@ async fn lost_lines_are_told_when_the_reader_goes_on() {
 }
 
 #[tokio::test]
-async fn no_access_line_is_lost_at_the_end() {
-    let upstream = simulator().await;
-    let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-    let stream = TcpStream::connect(&gateway.listen).await.unwrap();
-    let mut client = Client::over(stream).await.unwrap();
-    for _ in 0..100 {
-        client.create().await.unwrap();
-    }
-    gateway.terminate();
-    let (status, log) = gateway.ended().await;
-    assert!(status.success());
-    assert_eq!(log.matches(r#""message":"call ended""#).count(), 100);
-    assert!(log.lines().last().unwrap().contains("stopped"));
-}
-
-#[tokio::test]
 async fn a_filter_that_is_none_is_refused() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;

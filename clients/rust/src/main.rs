@@ -1,4 +1,4 @@
-//! Creates a batch through the gateway: create-batch [ADDRESS [DATASET_ID]]
+//! Creates a batch through the gateway: create-batch [ADDRESS [DATASET_ID [EXTERNAL_ID]]]
 
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
@@ -19,6 +19,7 @@ async fn main() -> Result<ExitCode, Box<dyn Error>> {
 
     let mut message = Request::new(CreateBatchRequest {
         dataset_id,
+        external_id: arguments.next(),
         ..Default::default()
     });
     let token = format!("Bearer {}", environment("AEP_TOKEN", "demo"));

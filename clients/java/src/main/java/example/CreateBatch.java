@@ -21,7 +21,7 @@ import java.nio.charset.StandardCharsets;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
 
-/** Creates a batch through the gateway: CreateBatch [ADDRESS [DATASET_ID]]. */
+/** Creates a batch through the gateway: CreateBatch [ADDRESS [DATASET_ID [EXTERNAL_ID]]]. */
 public final class CreateBatch {
   private static final Map<String, String> ADVICE =
       Map.of(
@@ -32,6 +32,10 @@ public final class CreateBatch {
   public static void main(String[] args) throws Exception {
     String address = args.length > 0 ? args[0] : "127.0.0.1:50051";
     String datasetId = args.length > 1 ? args[1] : "5c8c3c555033b814b69f947f";
+    CreateBatchRequest.Builder request = CreateBatchRequest.newBuilder().setDatasetId(datasetId);
+    if (args.length > 2) {
+      request.setExternalId(args[2]);
+    }
     ManagedChannel channel =
         Grpc.newChannelBuilder(address, InsecureChannelCredentials.create())
             .defaultServiceConfig(serviceConfig())
@@ -42,7 +46,7 @@ public final class CreateBatch {
               .withInterceptors(MetadataUtils.newAttachHeadersInterceptor(credentials()))
               // Waits longer than the gateway does, which then can say what happened.
               .withDeadlineAfter(40, TimeUnit.SECONDS)
-              .createBatch(CreateBatchRequest.newBuilder().setDatasetId(datasetId).build())
+              .createBatch(request.build())
               .getBatch();
       System.out.println(batch.getId() + " " + batch.getStatus());
     } catch (StatusRuntimeException failure) {
