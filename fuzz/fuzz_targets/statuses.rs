@@ -8,8 +8,8 @@ use aep_batch_gateway::{
     outcome::{
         ApiError, Failure, LookUpFailure, NeverSent, Outcome, Refusal, UnusableAnswer, Violation,
     },
-    status::{self, CallNames},
     quote::Quote,
+    status::{self, CallNames},
 };
 use http::{HeaderMap, HeaderValue, StatusCode};
 use libfuzzer_sys::{
