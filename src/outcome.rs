@@ -111,6 +111,8 @@ pub enum NeverSent {
     Unprocessed(String),
     /// The gateway has as many calls in flight as it may have.
     Overloaded,
+    /// The gateway has as many files open as it may have.
+    TooManyFiles,
     /// The gateway is about to end.
     Stopping,
 }

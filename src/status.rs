@@ -121,7 +121,7 @@ pub fn row(failure: &Failure) -> &'static Row {
         Failure::NeverSent(NeverSent::ConnectTimeout) => &UPSTREAM_CONNECT_TIMEOUT,
         Failure::NeverSent(NeverSent::Tls(_)) => &UPSTREAM_TLS_FAILED,
         Failure::NeverSent(NeverSent::Unprocessed(_)) => &UPSTREAM_UNPROCESSED,
-        Failure::NeverSent(NeverSent::Overloaded) => &GATEWAY_OVERLOADED,
+        Failure::NeverSent(NeverSent::Overloaded | NeverSent::TooManyFiles) => &GATEWAY_OVERLOADED,
         Failure::NeverSent(NeverSent::Stopping) => &GATEWAY_STOPPING,
         Failure::Stopped => &GATEWAY_STOPPED,
         Failure::DeadlineBeforeSending => &DEADLINE_BEFORE_SENDING,
@@ -402,6 +402,10 @@ fn what_happened(failure: &Failure) -> String {
                 format!("The API gave the request back unprocessed: {cause}")
             }
             NeverSent::Stopping => "The gateway is stopping".to_owned(),
+            NeverSent::TooManyFiles => {
+                "The gateway has as many files open as it may, and none for a connection to the API"
+                    .to_owned()
+            }
             NeverSent::Overloaded => {
                 "The gateway has as many calls, or bytes of them, as it may have".to_owned()
             }

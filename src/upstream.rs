@@ -20,6 +20,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{Url, redirect};
+use rustix::io::Errno;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use rustls_platform_verifier::Verifier;
 use tokio::time::{Instant, error::Elapsed, timeout};
@@ -340,7 +341,9 @@ fn below(mut base: Url, name: &str) -> Url {
 fn failure_of(error: &reqwest::Error, handover: &Handover) -> Failure {
     let cause = innermost(error);
     if handover.revoke() {
-        Failure::NeverSent(if error.is_dns() {
+        Failure::NeverSent(if has_no_file_left(error) {
+            NeverSent::TooManyFiles
+        } else if error.is_dns() {
             NeverSent::Dns(cause)
         } else if find::<rustls::Error>(error).is_some() {
             NeverSent::Tls(cause)
@@ -354,6 +357,14 @@ fn failure_of(error: &reqwest::Error, handover: &Handover) -> Failure {
     } else {
         Failure::ConnectionLost(cause)
     }
+}
+
+/// Whether this process, or the machine, has as many files open as it may have.
+fn has_no_file_left(error: &(dyn Error + 'static)) -> bool {
+    causes(error)
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error())
+        .map(Errno::from_raw_os_error)
+        .any(|errno| errno == Errno::MFILE || errno == Errno::NFILE)
 }
 
 /// Whether the peer declared that it did not process the request (RFC 9113,

@@ -253,6 +253,11 @@ async fn connections_that_cannot_be_accepted_are_counted() {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
+    let stream = TcpStream::connect(&gateway.listen).await.unwrap();
+    let mut caller = Client::over(stream).await.unwrap();
+    // It is accepted when it has an answer, and has made no connection to the API.
+    let refused = caller.call(CREATE, &[], &frame(&request())).await.unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
     let pid = Pid::from_raw(gateway.pid().try_into().unwrap());
     let none_more = Rlimit {
         current: Some(1),
@@ -261,6 +266,10 @@ async fn connections_that_cannot_be_accepted_are_counted() {
     let before = prlimit(pid, Resource::Nofile, none_more).unwrap();
     let _waiting = TcpStream::connect(&gateway.listen).await.unwrap();
     gateway.logs("no connection was accepted").await;
+    // Nor can one be made to the API, which is not the API's fault.
+    let answer = caller.create().await.unwrap();
+    assert_eq!(answer.reason(), "GATEWAY_OVERLOADED", "{answer:?}");
+    assert!(answer.status().message().contains("files open"));
     tokio::time::sleep(Duration::from_millis(300)).await; // some ten tries
     prlimit(pid, Resource::Nofile, before).unwrap();
     let name = r#"aep_gateway_refused_connections_total{reason="accept"}"#;

@@ -29,6 +29,28 @@ fn zipped(text: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// Enough good calls that the gateway may repeat some. Then a cache loses the
+/// API's answer, and says so as the API would: 503 with `Retry-After`.
+#[tokio::test]
+async fn a_cache_that_lost_an_answer_gets_the_create_once() {
+    let upstream = simulator().await;
+    let gateway = Gateway::before(&upstream, &[]).await;
+    for _ in 0..20 {
+        gateway.create(request()).await.unwrap();
+    }
+    let lost = "varnish-503-after".parse::<Fault>().unwrap();
+    upstream.meet(lost.clone());
+    let answer = gateway.raw(&[]).await;
+    assert_eq!(answer.outcome(), "UNKNOWN");
+    assert_eq!(answer.reason(), "UPSTREAM_FAILED");
+    assert_eq!(upstream.batches().len(), 21);
+
+    upstream.meet(lost);
+    let answer = gateway.create_with(with_id("mine"), &[]).await.unwrap();
+    assert_eq!(answer.origin(), BatchOrigin::Recovered);
+    assert_eq!(upstream.batches().len(), 22);
+}
+
 #[tokio::test]
 async fn a_whole_batch_needs_no_proper_end_of_the_answer() {
     let chunk = format!("{:x}\r\n{BATCH}\r\n", BATCH.len());
