@@ -96,7 +96,7 @@ const GATEWAY_CODES: [&str; 25] = [
 ];
 
 /// Whether Adobe's API gateway writes this code before the backend is called.
-pub(super) fn is_gateway_code(code: &str) -> bool {
+fn is_gateway_code(code: &str) -> bool {
     GATEWAY_CODES.contains(&code)
 }
 
