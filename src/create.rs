@@ -163,7 +163,7 @@ impl Creator {
             .look_before(call, external, known.as_ref(), open_until)
             .await;
         match looked {
-            Ok(Some(batch)) => return found(external, batch),
+            Ok(Some(batch)) => return found(call, external, batch),
             Ok(None) => sending.set_earlier_try_is_open(false),
             Err(failure) => {
                 let is_created = matches!(known, Some(Known::Created { .. }));
@@ -378,7 +378,7 @@ impl Creator {
             {
                 match self.look_up_once(call, &external.id).await {
                     Ok(None) => {}
-                    Ok(Some(batch)) => return found(external, batch),
+                    Ok(Some(batch)) => return found(call, external, batch),
                     Err(_) => return Err(failure),
                 }
             }
@@ -434,14 +434,14 @@ fn created(batch: Arc<Batch>) -> Settled {
     }
 }
 
-fn found(external: &External, batch: Arc<Batch>) -> Result<Settled, Failure> {
+fn found(call: &CreateCall, external: &External, batch: Arc<Batch>) -> Result<Settled, Failure> {
     if mapping::is_same_content(&external.message, &batch) {
         Ok(Settled {
             batch,
             origin: BatchOrigin::Found,
         })
     } else {
-        let batch_id = batch.id.clone();
+        let batch_id = call.record.quote().id(&batch.id);
         Err(Failure::ExternalIdTaken { batch_id })
     }
 }

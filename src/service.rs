@@ -19,7 +19,7 @@ use crate::{
     mapping,
     outcome::{Failure, Outcome, Settled, Violation},
     proto::v1::{CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService},
-    quote::{Quote, Secrets},
+    quote::Secrets,
     recent::ExternalId,
     status::{self, CallNames},
     telemetry::{CallRecord, Telemetry},
@@ -62,8 +62,7 @@ impl BatchService for Gateway {
         record.create_ended(&result);
         match result {
             Ok(settled) => Ok(answer(settled, record.request_id().clone())),
-            Err(mut failure) => {
-                show_ids(&mut failure, record.quote());
+            Err(failure) => {
                 let call = CallNames {
                     request_id: record.request_id(),
                     external_id: arrived.external_id.as_deref(),
@@ -239,18 +238,6 @@ fn external_id(id: &str, headers: &HeaderMap) -> ExternalId {
         organization: header(organization),
         sandbox: header(sandbox),
         id: id.to_owned(),
-    }
-}
-
-/// The API may call anything the id of a batch, a token too.
-fn show_ids(failure: &mut Failure, quote: Quote<'_>) {
-    match failure {
-        Failure::ExternalIdTaken { batch_id } => *batch_id = quote.id(batch_id),
-        Failure::Unusable(answer) => {
-            answer.batch_id = answer.batch_id.as_deref().map(|id| quote.id(id))
-        }
-        Failure::LookUp(look_up) => show_ids(&mut look_up.cause, quote),
-        _ => {}
     }
 }
 

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fmt};
 use prost_types::{Struct, Timestamp};
 
 use super::{
-    json::{Json, Members, first_id, object_of, one_or_list, text_of},
+    json::{Json, Members, document, first_id, object_of, one_or_list},
     usual::batch_from_usual_json,
 };
 use crate::proto::v1::{
@@ -48,11 +48,10 @@ impl fmt::Display for NoBatch {
 /// Reads the answer to `POST /batches`: a batch (Batch Ingestion API
 /// reference), or `["@/batches/{id}"]` (Catalog Service API reference).
 pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
-    let text = text_of(body);
-    let text = text.trim_start_matches('\u{feff}');
-    match batch_from_usual_json(text) {
+    let text = document(body);
+    match batch_from_usual_json(&text) {
         Some(batch) => Ok(batch),
-        None => batch_from_any_json(text),
+        None => batch_from_any_json(&text),
     }
 }
 
@@ -88,8 +87,7 @@ fn catalog_reference(json: Json<'_>) -> Option<String> {
 /// The batch id in an answer that may break off after it: a member `id`, or the
 /// reference in Catalog's list. The string must be whole.
 pub fn batch_id_in_beginning(body: &[u8]) -> Option<String> {
-    let text = text_of(body);
-    let id = first_id(text.trim_start_matches('\u{feff}'))?;
+    let id = first_id(&document(body))?;
     let id = id.strip_prefix("@/batches/").unwrap_or(&id);
     (!id.is_empty()).then(|| id.to_owned())
 }

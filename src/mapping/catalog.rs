@@ -4,20 +4,19 @@
 use super::{
     NoBatch,
     batch::batch_from_members,
-    json::{Json, object_of, text_of},
+    json::{Json, document, object_of},
 };
 use crate::proto::v1::{Batch, CreateBatchRequest};
 
 /// Reads the answer to Catalog's `GET /batches`: a map of batches by id
 /// (Catalog Service API reference), in Catalog's order.
 pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
-    let text = text_of(body);
-    let text = text.trim_start_matches('\u{feff}');
+    let text = document(body);
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);
     }
-    let Some(members) = object_of(text) else {
-        return Err(match Json::parse(text) {
+    let Some(members) = object_of(&text) else {
+        return Err(match Json::parse(&text) {
             Some(_) => NoBatch::NoId,
             None => NoBatch::NotJson,
         });

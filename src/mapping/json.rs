@@ -18,9 +18,17 @@ use serde_json::value::RawValue;
 /// protobuf's parsers stop at 100.
 const MAX_DEPTH: usize = 16;
 
+/// The text of a document, without a byte order mark.
+pub(crate) fn document(mut body: &[u8]) -> Cow<'_, str> {
+    while let Some(rest) = body.strip_prefix("\u{feff}".as_bytes()) {
+        body = rest;
+    }
+    text_of(body)
+}
+
 /// The text of a document, or of a name in it. A batch that exists matters more
 /// than bytes that are not UTF-8: these are replaced.
-pub(crate) fn text_of(body: &[u8]) -> Cow<'_, str> {
+fn text_of(body: &[u8]) -> Cow<'_, str> {
     match str::from_utf8(body) {
         Ok(text) => Cow::Borrowed(text),
         Err(_) => String::from_utf8_lossy(body),

@@ -61,7 +61,8 @@ struct Ending {
 }
 
 impl Ending {
-    /// The API may call anything the id of a batch, a token too.
+    /// The API may call anything the id of a batch, a token too. In failures it is
+    /// fit to be shown already.
     fn of(result: &Result<Settled, Failure>, quote: Quote<'_>) -> Self {
         match result {
             Ok(Settled { batch, origin }) => Ending {
@@ -76,7 +77,7 @@ impl Ending {
                     outcome: row.outcome,
                     reason: row.reason,
                     http_status: http_status(failure),
-                    batch_id: batch_id(failure).map(|id| quote.id(id)),
+                    batch_id: batch_id(failure).map(str::to_owned),
                 }
             }
         }

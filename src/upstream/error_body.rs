@@ -1,7 +1,7 @@
 //! The bodies of errors, in every shape that Adobe documents.
 
 use crate::{
-    mapping::json::{Json, Members, object_of, text_of},
+    mapping::json::{Json, Members, document, object_of},
     outcome::ApiError,
     quote::Quote,
 };
@@ -27,9 +27,7 @@ pub fn read(body: &[u8], quote: &Quote<'_>) -> ApiError {
 }
 
 fn known_shape(body: &[u8], quote: &Quote<'_>) -> Option<ApiError> {
-    let text = text_of(body);
-    let members = object_of(text.trim_start_matches('\u{feff}'))?;
-    read_members(&members, quote)
+    read_members(&object_of(&document(body))?, quote)
 }
 
 /// Whether a body is an error, in these or other shapes: it has a member that
@@ -43,8 +41,8 @@ pub(super) fn is_error(body: &[u8]) -> bool {
         "message",
         "title",
     ];
-    let text = text_of(body);
-    let members = object_of(text.trim_start_matches('\u{feff}')).unwrap_or_default();
+    let text = document(body);
+    let members = object_of(&text).unwrap_or_default();
     members
         .iter()
         .any(|(name, _)| MARKS.contains(&name.as_ref()))

@@ -134,9 +134,9 @@ impl Response {
         let located = location.as_deref().and_then(batch_id_of).map(str::to_owned);
         let shown = || match error {
             NoBatch::IsError => None,
-            _ => mapping::batch_id_in_beginning(&self.body).map(|id| quote.text(&id, QUOTED)),
+            _ => mapping::batch_id_in_beginning(&self.body),
         };
-        let batch_id = located.or_else(shown);
+        let batch_id = located.or_else(shown).map(|id| quote.id(&id));
         let is_proven = proof::proves(self.status) == Proves::Created || batch_id.is_some();
         Failure::Unusable(Box::new(UnusableAnswer {
             status: self.status,
@@ -149,7 +149,7 @@ impl Response {
                 BodyEnd::TooLarge => format!("is larger than {LARGEST_SUCCESS} bytes"),
                 BodyEnd::Broken => "is incomplete".to_owned(),
             },
-            beginning: quote.bytes(&self.body[..self.body.len().min(4 * QUOTED)], QUOTED),
+            beginning: quote.bytes(&self.body, QUOTED),
             location,
             batch_id,
             request_id: self.text_of(&REQUEST_ID, quote),
