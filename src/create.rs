@@ -183,7 +183,7 @@ impl Creator {
             },
             Err(Failure::ExternalIdTaken { .. }) => return result,
             Err(failure) => match status::row(failure).outcome {
-                Outcome::NotCreated => Known::NotCreated(call.attempt),
+                Outcome::NotApplied => Known::NotCreated(call.attempt),
                 _ => Known::Unknown(Instant::now() + self.shared.longest),
             },
         };
@@ -266,7 +266,7 @@ impl Creator {
         external: &External,
         failure: Failure,
     ) -> Result<Settled, Failure> {
-        let lost = status::row(&failure).outcome != Outcome::NotCreated;
+        let lost = status::row(&failure).outcome != Outcome::NotApplied;
         if !lost || !self.looks_up() {
             return Err(failure);
         }
@@ -362,7 +362,7 @@ impl Creator {
                 }
                 Err(failure) => failure,
             };
-            if status::row(&failure).outcome != Outcome::NotCreated {
+            if status::row(&failure).outcome != Outcome::NotApplied {
                 return Err(failure);
             }
             sending.nothing_was_created();

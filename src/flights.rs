@@ -443,7 +443,7 @@ mod tests {
         assert_eq!(flights.count(), 1);
         flights.finished().await;
         let text = flights.0.telemetry.encode();
-        let line = r#"aep_gateway_abandoned_creates_total{outcome="CREATED"} 1"#;
+        let line = r#"aep_gateway_abandoned_creates_total{outcome="APPLIED"} 1"#;
         assert!(text.contains(line), "{text}");
 
         let late = ticket(None, 0, Some(Duration::ZERO));

@@ -10,7 +10,6 @@ pub(crate) mod json;
 #[cfg(test)]
 mod properties;
 mod request;
-mod usual;
 
 pub use batch::{NoBatch, batch_from_json, batch_id_in_beginning};
 pub use catalog::{batches_from_json, is_same_content, special_character};

@@ -11,20 +11,20 @@ use crate::proto::v1::{Batch, BatchOrigin};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// Certainly no batch was created.
-    NotCreated,
+    NotApplied,
     /// A batch may have been created.
     Unknown,
     /// The batch was created.
-    Created,
+    Applied,
 }
 
 impl Outcome {
     /// The word that callers, logs and metrics see.
     pub fn as_str(self) -> &'static str {
         match self {
-            Outcome::NotCreated => "NOT_CREATED",
+            Outcome::NotApplied => "NOT_APPLIED",
             Outcome::Unknown => "UNKNOWN",
-            Outcome::Created => "CREATED",
+            Outcome::Applied => "APPLIED",
         }
     }
 }
@@ -131,7 +131,7 @@ pub struct LookUpFailure {
 pub struct Refusal {
     /// The HTTP status.
     pub status: StatusCode,
-    /// Whether it proves that nothing was created: `NotCreated`, or `Unknown`.
+    /// Whether it proves that nothing was created: `NotApplied`, or `Unknown`.
     pub outcome: Outcome,
     /// What the body says.
     pub error: ApiError,

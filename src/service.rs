@@ -18,7 +18,10 @@ use crate::{
     flights::{Flights, SharedBy, Ticket},
     mapping,
     outcome::{Failure, Outcome, Settled, Violation},
-    proto::v1::{CreateBatchRequest, CreateBatchResponse, batch_service_server::BatchService},
+    proto::v1::{
+        CreateBatchRequest, CreateBatchResponse, GetBatchRequest, GetBatchResponse,
+        ListBatchesRequest, ListBatchesResponse, batch_service_server::BatchService,
+    },
     quote::Secrets,
     recent::ExternalId,
     status::{self, CallNames},
@@ -73,6 +76,20 @@ impl BatchService for Gateway {
                 Err(status::from_failure(&failure, call))
             }
         }
+    }
+
+    async fn get_batch(
+        &self,
+        _: Request<GetBatchRequest>,
+    ) -> Result<Response<GetBatchResponse>, Status> {
+        Err(status::unknown_service())
+    }
+
+    async fn list_batches(
+        &self,
+        _: Request<ListBatchesRequest>,
+    ) -> Result<Response<ListBatchesResponse>, Status> {
+        Err(status::unknown_service())
     }
 }
 
@@ -243,7 +260,7 @@ fn external_id(id: &str, headers: &HeaderMap) -> ExternalId {
 
 fn answer(settled: Settled, request_id: HeaderValue) -> Response<CreateBatchResponse> {
     let mut metadata = HeaderMap::with_capacity(2);
-    let outcome = HeaderValue::from_static(Outcome::Created.as_str());
+    let outcome = HeaderValue::from_static(Outcome::Applied.as_str());
     metadata.insert(status::OUTCOME, outcome);
     metadata.insert(REQUEST_ID, request_id);
     let message = CreateBatchResponse {

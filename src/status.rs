@@ -68,36 +68,36 @@ macro_rules! table {
 }
 
 table! {
-    INVALID_REQUEST: InvalidArgument, NotCreated;
-    CLIENT_NOT_ALLOWED: PermissionDenied, NotCreated;
-    CREDENTIALS_MISSING: Unauthenticated, NotCreated;
-    UNSUPPORTED: Unimplemented, NotCreated;
-    INVALID_FRAMING: Internal, NotCreated;
-    NOT_ONE_MESSAGE: Unimplemented, NotCreated;
-    MESSAGE_TOO_LARGE: ResourceExhausted, NotCreated;
-    MESSAGE_TIMEOUT: DeadlineExceeded, NotCreated;
-    GATEWAY_OVERLOADED: Unavailable, NotCreated;
-    GATEWAY_STOPPING: Unavailable, NotCreated;
-    EXTERNAL_ID_TAKEN: AlreadyExists, NotCreated;
-    LOOKUP_FAILED: Unavailable, NotCreated;
-    LOOKUP_FORBIDDEN: PermissionDenied, NotCreated;
-    DEADLINE_BEFORE_SENDING: DeadlineExceeded, NotCreated;
-    UPSTREAM_DNS_FAILED: Unavailable, NotCreated;
-    UPSTREAM_CONNECT_FAILED: Unavailable, NotCreated;
-    UPSTREAM_CONNECT_TIMEOUT: Unavailable, NotCreated;
-    UPSTREAM_TLS_FAILED: Unavailable, NotCreated;
-    UPSTREAM_UNPROCESSED: Unavailable, NotCreated;
-    API_INVALID_REQUEST: InvalidArgument, NotCreated;
-    API_UNAUTHENTICATED: Unauthenticated, NotCreated;
-    API_PERMISSION_DENIED: PermissionDenied, NotCreated;
-    API_NOT_FOUND: NotFound, NotCreated;
-    API_CONFLICT: AlreadyExists, NotCreated;
-    API_PRECONDITION_FAILED: FailedPrecondition, NotCreated;
-    API_NOT_IMPLEMENTED: Unimplemented, NotCreated;
-    API_RATE_LIMITED: ResourceExhausted, NotCreated;
-    API_REFUSED: FailedPrecondition, NotCreated;
-    API_UNAVAILABLE: Unavailable, NotCreated;
-    API_REDIRECTED: FailedPrecondition, NotCreated;
+    INVALID_REQUEST: InvalidArgument, NotApplied;
+    CLIENT_NOT_ALLOWED: PermissionDenied, NotApplied;
+    CREDENTIALS_MISSING: Unauthenticated, NotApplied;
+    UNSUPPORTED: Unimplemented, NotApplied;
+    INVALID_FRAMING: Internal, NotApplied;
+    NOT_ONE_MESSAGE: Unimplemented, NotApplied;
+    MESSAGE_TOO_LARGE: ResourceExhausted, NotApplied;
+    MESSAGE_TIMEOUT: DeadlineExceeded, NotApplied;
+    GATEWAY_OVERLOADED: Unavailable, NotApplied;
+    GATEWAY_STOPPING: Unavailable, NotApplied;
+    EXTERNAL_ID_TAKEN: AlreadyExists, NotApplied;
+    LOOKUP_FAILED: Unavailable, NotApplied;
+    LOOKUP_FORBIDDEN: PermissionDenied, NotApplied;
+    DEADLINE_BEFORE_SENDING: DeadlineExceeded, NotApplied;
+    UPSTREAM_DNS_FAILED: Unavailable, NotApplied;
+    UPSTREAM_CONNECT_FAILED: Unavailable, NotApplied;
+    UPSTREAM_CONNECT_TIMEOUT: Unavailable, NotApplied;
+    UPSTREAM_TLS_FAILED: Unavailable, NotApplied;
+    UPSTREAM_UNPROCESSED: Unavailable, NotApplied;
+    API_INVALID_REQUEST: InvalidArgument, NotApplied;
+    API_UNAUTHENTICATED: Unauthenticated, NotApplied;
+    API_PERMISSION_DENIED: PermissionDenied, NotApplied;
+    API_NOT_FOUND: NotFound, NotApplied;
+    API_CONFLICT: AlreadyExists, NotApplied;
+    API_PRECONDITION_FAILED: FailedPrecondition, NotApplied;
+    API_NOT_IMPLEMENTED: Unimplemented, NotApplied;
+    API_RATE_LIMITED: ResourceExhausted, NotApplied;
+    API_REFUSED: FailedPrecondition, NotApplied;
+    API_UNAVAILABLE: Unavailable, NotApplied;
+    API_REDIRECTED: FailedPrecondition, NotApplied;
     UPSTREAM_FAILED: Unknown, Unknown;
     UPSTREAM_UNPROVEN: Unknown, Unknown;
     ANSWER_UNPROVEN: Unknown, Unknown;
@@ -108,7 +108,7 @@ table! {
     LOOKUP_UNSETTLED: Unknown, Unknown;
     GATEWAY_STOPPED: Unknown, Unknown;
     GATEWAY_FAILED: Unknown, Unknown;
-    ANSWER_UNUSABLE: Unknown, Created;
+    ANSWER_UNUSABLE: Unknown, Applied;
 }
 
 /// The row for a failure.
@@ -157,7 +157,7 @@ fn look_up_failed(look_up: &LookUpFailure) -> &'static Row {
 /// something in front of it that did not let the request through.
 fn refused(refusal: &Refusal) -> &'static Row {
     let status = refusal.status.as_u16();
-    if refusal.outcome != Outcome::NotCreated {
+    if refusal.outcome != Outcome::NotApplied {
         return match status {
             408 | 499 | 500..=599 => &UPSTREAM_FAILED,
             _ => &UPSTREAM_UNPROVEN,
@@ -251,7 +251,7 @@ pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
                     "The API accepts 138 batches per minute and user.",
                 );
             }
-            if row.outcome == Outcome::NotCreated {
+            if row.outcome == Outcome::NotApplied {
                 details.add_help_link("Experience Platform API status codes", API_HELP);
             }
         }
@@ -379,9 +379,9 @@ fn sentence(failure: &Failure) -> String {
     let what = what_happened(failure);
     let what = cut(what.trim_end_matches(['.', ' ']), 480);
     let outcome = match row(failure).outcome {
-        Outcome::NotCreated => "No batch was created",
+        Outcome::NotApplied => "No batch was created",
         Outcome::Unknown => "A batch may have been created: look for it before you try again",
-        Outcome::Created => "The batch was created: do not create it again",
+        Outcome::Applied => "The batch was created: do not create it again",
     };
     format!("{what}. {outcome}.")
 }
@@ -438,7 +438,7 @@ fn what_happened(failure: &Failure) -> String {
         Failure::Refused(refusal) => {
             let status = refusal.status.as_u16();
             let who = match refusal.outcome {
-                Outcome::NotCreated => "The API",
+                Outcome::NotApplied => "The API",
                 _ => "The API, or something in between,",
             };
             format!("{who} answered HTTP {status}{}", api_text(refusal))
@@ -446,7 +446,7 @@ fn what_happened(failure: &Failure) -> String {
         Failure::Unusable(answer) => {
             let status = answer.status.as_u16();
             let who = match answer.outcome {
-                Outcome::Created => "The API",
+                Outcome::Applied => "The API",
                 _ => "The API, or something in between,",
             };
             format!(

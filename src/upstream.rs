@@ -44,7 +44,7 @@ const LOOK_UP: Duration = Duration::from_secs(5);
 /// The documented members of a batch, which look-ups ask for.
 const PROPERTIES: &str = "imsOrg,created,updated,started,completed,status,recordCount,\
     failedRecordCount,size,version,externalId,inputFormat,relatedObjects,tags,createdUser,\
-    updatedUser,createdClient,availableDates,errors,metrics,replay";
+    updatedUser,createdClient,availableDates,errors,metrics,replay,failedBatchLocation";
 
 /// How many batches a look-up lists: Catalog's default ("Filter Catalog data
 /// using query parameters"). A filter that holds lists one.

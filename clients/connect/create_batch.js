@@ -8,9 +8,9 @@ import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from './gen/google
 import { codeName, outcome, retrying } from './retrying.js';
 
 const ADVICE = {
-  NOT_CREATED: 'Nothing was created: the call may be repeated.',
+  NOT_APPLIED: 'Nothing was created: the call may be repeated.',
   UNKNOWN: 'A batch may exist: look for it before you repeat the call.',
-  CREATED: 'The batch exists: do not create it again.',
+  APPLIED: 'The batch exists: do not create it again.',
 };
 
 // What failed, whether a batch exists, and what to do.

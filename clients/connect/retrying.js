@@ -18,7 +18,7 @@ export async function retrying(milliseconds, call) {
       const error = ConnectError.from(thrown);
       const [asked] = error.findDetails(RetryInfoSchema);
       if (asked) pause = Math.max(pause, Number(asked.retryDelay.seconds) * 1000 + asked.retryDelay.nanos / 1e6);
-      const again = error.code === Code.Unavailable && outcome(error) === 'NOT_CREATED';
+      const again = error.code === Code.Unavailable && outcome(error) === 'NOT_APPLIED';
       if (!again || tries === TRIES || Date.now() + pause >= deadline) throw error;
     }
     await new Promise((resolve) => setTimeout(resolve, pause));
@@ -26,7 +26,7 @@ export async function retrying(milliseconds, call) {
   }
 }
 
-// Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error without
+// Whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an error without
 // the gateway's ErrorInfo comes from the library or from somebody in between, and whatever its
 // code is, it proves nothing.
 export function outcome(error) {

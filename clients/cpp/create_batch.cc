@@ -17,9 +17,9 @@
 namespace v1 = aep::ingestion::v1;
 
 const std::map<std::string, std::string> kAdvice = {
-    {"NOT_CREATED", "Nothing was created: the call may be repeated."},
+    {"NOT_APPLIED", "Nothing was created: the call may be repeated."},
     {"UNKNOWN", "A batch may exist: look for it before you repeat the call."},
-    {"CREATED", "The batch exists: do not create it again."},
+    {"APPLIED", "The batch exists: do not create it again."},
 };
 
 // As `aep-batch-gateway descriptor --service-config` prints it: UNAVAILABLE is retried, and
@@ -42,7 +42,7 @@ Detail DetailOf(const grpc::Status& error) {
   return detail;
 }
 
-// Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error without
+// Whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an error without
 // the gateway's ErrorInfo comes from the library or from somebody in between, and whatever its
 // code is, it proves nothing.
 std::string Outcome(const grpc::Status& error) {

@@ -26,9 +26,9 @@ import (
 var serviceConfig string
 
 var advice = map[string]string{
-	"NOT_CREATED": "Nothing was created: the call may be repeated.",
+	"NOT_APPLIED": "Nothing was created: the call may be repeated.",
 	"UNKNOWN":     "A batch may exist: look for it before you repeat the call.",
-	"CREATED":     "The batch exists: do not create it again.",
+	"APPLIED":     "The batch exists: do not create it again.",
 }
 
 func main() {
@@ -57,7 +57,7 @@ func main() {
 	fmt.Println(answer.Batch.Id, answer.Batch.Status)
 }
 
-// outcome tells whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an
+// outcome tells whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an
 // error without the gateway's ErrorInfo comes from the library or from somebody in between, and
 // whatever its code is, it proves nothing.
 func outcome(err error) string {

@@ -33,7 +33,7 @@ class Failure:
     name: str
     code: str
     reason: str
-    outcome: str = "NOT_CREATED"
+    outcome: str = "NOT_APPLIED"
     order: dict = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     batches: int = 0  # that it makes nevertheless
@@ -64,8 +64,8 @@ FAILURES = [
         "a bad message",
         "INVALID_ARGUMENT",
         "INVALID_REQUEST",
-        order={"request": {"partialIngestionPercentage": 101}},
-        fields=["dataset_id", "partial_ingestion_percentage"],
+        order={"request": {"partialIngestionPercent": 101}},
+        fields=["dataset_id", "partial_ingestion_percent"],
     ),
     Failure(
         "missing credentials",
@@ -139,7 +139,7 @@ FAILURES = [
         "an answer that is no batch",
         "UNKNOWN",
         "ANSWER_UNUSABLE",
-        "CREATED",
+        "APPLIED",
         faults=["empty-answer"],
         batches=1,
         info={"batchId": "(the last in the ledger)"},
@@ -332,7 +332,7 @@ def assert_failure(told: dict, failure: Failure) -> None:
         # What may be repeated comes as Trailers-Only, all else as headers that say "do not". An
         # answer that took 100 ms (a busy machine) has got its headers early, with the request id.
         if "x-request-id" not in told["headers"]:
-            assert_equal(bool(told["headers"]), failure.outcome != "NOT_CREATED", "has headers")
+            assert_equal(bool(told["headers"]), failure.outcome != "NOT_APPLIED", "has headers")
     violations = details.get("BadRequest", {}).get("fieldViolations", [])
     assert_equal([violation["field"] for violation in violations], failure.fields, "BadRequest")
     assert_equal(details.get("RetryInfo", {}).get("retryDelay"), failure.retry, "RetryInfo")
@@ -389,7 +389,7 @@ def cancelled(gateway: Gateway, player: Player) -> None:
     assert_equal(len(ledger) - batches, 1, "new batches")
     assert ledger[-1]["id"] in line, f"the log does not name the batch: {line}"
     assert_equal(
-        gateway.metric("aep_gateway_abandoned_creates_total", outcome="CREATED"), 1, "abandoned"
+        gateway.metric("aep_gateway_abandoned_creates_total", outcome="APPLIED"), 1, "abandoned"
     )
     assert_ok(player.create())
 
@@ -469,7 +469,7 @@ def metadata(gateway: Gateway, player: Player) -> None:
     told = player.create(metadata=[*CREDENTIALS, ["x-request-id", "my-own-1"]])
     assert_ok(told)
     assert_equal(told["headers"]["x-request-id"], "my-own-1", "x-request-id")
-    assert_equal(every_metadata(told)["aep-batch-outcome"], "CREATED", "aep-batch-outcome")
+    assert_equal(every_metadata(told)["aep-batch-outcome"], "APPLIED", "aep-batch-outcome")
     told = player.create()
     assert_ok(told)
     uuid.UUID(told["headers"]["x-request-id"])  # one is made up
@@ -481,7 +481,7 @@ def slow_answer(gateway: Gateway, player: Player) -> None:
     told = player.create(metadata=[*CREDENTIALS, ["x-request-id", "slow-1"]])
     assert_ok(told)
     assert_equal(told["headers"]["x-request-id"], "slow-1", "x-request-id")
-    assert_equal(told["trailers"]["aep-batch-outcome"], "CREATED", "aep-batch-outcome")
+    assert_equal(told["trailers"]["aep-batch-outcome"], "APPLIED", "aep-batch-outcome")
 
 
 def large(gateway: Gateway, player: Player) -> None:

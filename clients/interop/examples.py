@@ -69,10 +69,10 @@ def play(report: Report, gateway: Gateway, example: list[str], cwd: Path) -> Non
         said = r"^UNKNOWN CONNECTION_LOST UNKNOWN: .*\nA batch may exist: look for it"
         assert_run(run(gateway, ["reset-after-create"], example, cwd), 1, 1, said)
     with report.check("example: a missing token is reported, with its field"):
-        said = r"^INVALID_ARGUMENT INVALID_REQUEST NOT_CREATED: .*\n  authorization: .*may be repeated"
+        said = r"^INVALID_ARGUMENT INVALID_REQUEST NOT_APPLIED: .*\n  authorization: .*may be repeated"
         assert_run(run(gateway, [], example, cwd, AEP_TOKEN=""), 1, 0, said)
     with report.check("example: an API that is overloaded is reported, and when to come back"):
-        said = r"^UNAVAILABLE API_UNAVAILABLE NOT_CREATED: .*\n  try again in 1s\n.*may be repeated"
+        said = r"^UNAVAILABLE API_UNAVAILABLE NOT_APPLIED: .*\n  try again in 1s\n.*may be repeated"
         assert_run(run(gateway, ["status-503"] * 9, example, cwd), 1, 0, said)
 
     with report.check("example: UNAVAILABLE is UNKNOWN if nobody listens"):

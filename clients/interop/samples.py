@@ -25,7 +25,7 @@ REQUEST = {
     },
     "tags": {FAMILY: {"values": [FAMILY, "", "한국어"]}},
     "enableErrorDiagnostics": False,
-    "partialIngestionPercentage": 12.5,
+    "partialIngestionPercent": 12.5,
 }
 
 # What Adobe must get for it.

@@ -60,7 +60,7 @@ def grpcurl(report: Report, gateway: Gateway, program: str, cwd: Path, descripto
     with report.check("-v: metadata can be read"):
         ran = plain("-v", "-H", "x-request-id: mine-1", *create)
         received = ran.said.partition("received:")[2]
-        assert_run(ran, 0, 1, "aep-batch-outcome: CREATED\n")
+        assert_run(ran, 0, 1, "aep-batch-outcome: APPLIED\n")
         assert "x-request-id: mine-1\n" in received, received
     with report.check("the details of an error in plain text"):
         assert_run(plain(*create, faults=LOST), 64 + 2, 1, LOST_IN_TEXT)

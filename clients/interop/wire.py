@@ -62,7 +62,7 @@ class Proxy:
     REASON = "NO_BACKEND"
 
     def __init__(self) -> None:
-        outcome = protobuf({1: "outcome", 2: "NOT_CREATED"})
+        outcome = protobuf({1: "outcome", 2: "NOT_APPLIED"})
         info = protobuf({1: self.REASON, 2: "proxy.example", 3: outcome})
         detail = protobuf({1: "type.googleapis.com/google.rpc.ErrorInfo", 2: info})
         status = protobuf({1: 14, 2: "no backend", 3: detail})

@@ -11,9 +11,9 @@ const file = (path) => new URL(path, import.meta.url).pathname;
 // repeated too, if the connection to the gateway itself breaks in the middle of a call.
 const SERVICE_CONFIG = readFileSync(file('service-config.json'), 'utf8');
 const ADVICE = {
-  NOT_CREATED: 'Nothing was created: the call may be repeated.',
+  NOT_APPLIED: 'Nothing was created: the call may be repeated.',
   UNKNOWN: 'A batch may exist: look for it before you repeat the call.',
-  CREATED: 'The batch exists: do not create it again.',
+  APPLIED: 'The batch exists: do not create it again.',
 };
 
 const types = protoLoader.loadSync(
@@ -30,7 +30,7 @@ function detail(error, name) {
   return details.find((one) => one['@type'].endsWith(`/google.rpc.${name}`)) ?? {};
 }
 
-// Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error without
+// Whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an error without
 // the gateway's ErrorInfo comes from the library or from somebody in between, and whatever its
 // code is, it proves nothing.
 function outcome(error) {

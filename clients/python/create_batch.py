@@ -15,9 +15,9 @@ from grpc_status import rpc_status
 # repeated too, if the connection to the gateway itself breaks in the middle of a call.
 SERVICE_CONFIG = Path(__file__).with_name("service-config.json").read_text()
 ADVICE = {
-    "NOT_CREATED": "Nothing was created: the call may be repeated.",
+    "NOT_APPLIED": "Nothing was created: the call may be repeated.",
     "UNKNOWN": "A batch may exist: look for it before you repeat the call.",
-    "CREATED": "The batch exists: do not create it again.",
+    "APPLIED": "The batch exists: do not create it again.",
 }
 
 
@@ -29,7 +29,7 @@ def detail(error: grpc.RpcError, message):
 
 
 def outcome(error: grpc.RpcError) -> str:
-    """Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error
+    """Whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an error
     without the gateway's ErrorInfo comes from the library or from somebody in between, and
     whatever its code is, it proves nothing."""
     info = detail(error, error_details_pb2.ErrorInfo())

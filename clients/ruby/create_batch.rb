@@ -12,9 +12,9 @@ V1 = Aep::Ingestion::V1
 # repeated too, if the connection to the gateway itself breaks in the middle of a call.
 SERVICE_CONFIG = File.read(File.join(__dir__, 'service-config.json'))
 ADVICE = {
-  'NOT_CREATED' => 'Nothing was created: the call may be repeated.',
+  'NOT_APPLIED' => 'Nothing was created: the call may be repeated.',
   'UNKNOWN' => 'A batch may exist: look for it before you repeat the call.',
-  'CREATED' => 'The batch exists: do not create it again.'
+  'APPLIED' => 'The batch exists: do not create it again.'
 }.freeze
 
 # The error's detail of a type, if it has one.
@@ -23,7 +23,7 @@ def detail(error, type)
   details.find { |one| one.is(type) }&.unpack(type)
 end
 
-# Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error without
+# Whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an error without
 # the gateway's ErrorInfo comes from the library or from somebody in between, and whatever its
 # code is, it proves nothing.
 def outcome(error)

@@ -65,7 +65,7 @@ ROWS = [
             stat("Outcome not known",
                  "Creates in the time shown whose callers could not be told whether the batch exists. "
                  "AepGatewayOutcomeUnknown says how to find it.", "short",
-                 increase("aep_gateway_creates_total", f'outcome!="NOT_CREATED", {FAILED}'), red=1),
+                 increase("aep_gateway_creates_total", f'outcome!="NOT_APPLIED", {FAILED}'), red=1),
             stat("Calls", "0 while callers are at work: look at the Service and the mesh before this.", "reqps",
                  rate("grpc_server_handled_total", labels=BATCHES)),
             stat("99 of 100 calls take less than",
@@ -95,7 +95,7 @@ ROWS = [
                   ("bad", share(rate("grpc_server_handled_total", also=BAD, labels=BATCHES),
                                 rate("grpc_server_handled_total", also=COUNTED, labels=BATCHES))), red=0.005),
             graph("Creates by outcome",
-                  "What is neither CREATED nor NOT_CREATED has to be looked for.", "reqps",
+                  "What is neither APPLIED nor NOT_APPLIED has to be looked for.", "reqps",
                   ("{{outcome}}", rate("aep_gateway_creates_total", "outcome")), stack=True),
         ]),
     ]),
@@ -150,9 +150,9 @@ ROWS = [
         (7, [
             graph("Outcome not known, by reason",
                   "Creates without an external id among these have to be looked for: AepGatewayOutcomeUnknown.", "reqps",
-                  ("{{reason}}", rate("aep_gateway_creates_total", "reason", f'outcome!="NOT_CREATED", {FAILED}'))),
+                  ("{{reason}}", rate("aep_gateway_creates_total", "reason", f'outcome!="NOT_APPLIED", {FAILED}'))),
             graph("Callers who left",
-                  "CREATED: the batch exists, its caller does not know; the log has the id. Many: callers' "
+                  "APPLIED: the batch exists, its caller does not know; the log has the id. Many: callers' "
                   "deadlines are shorter than Adobe takes. AepGatewayCallersLeave.", "reqps",
                   ("{{outcome}}", rate("aep_gateway_abandoned_creates_total", "outcome"))),
         ]),

@@ -53,7 +53,7 @@ def create_batch(address, external_id=""):
         try:
             stub = batch_service_pb2_grpc.BatchServiceStub(channel)
             stub.CreateBatch(request, timeout=20, metadata=CREDENTIALS)
-            return "OK", "CREATED"
+            return "OK", "APPLIED"
         except grpc.RpcError as error:
             details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
             info = error_details_pb2.ErrorInfo()
@@ -115,9 +115,9 @@ def calls_through_envoy(api, proxy, where):
         return len(json.loads(http(f"{simulator}/batches")[1]))
 
     for fault, external_id, expected, retried in [
-        ("", "", ("OK", "CREATED", 1), False),
+        ("", "", ("OK", "APPLIED", 1), False),
         ("reset-after-create", "", ("UNKNOWN", "UNKNOWN", 1), False),
-        ("lookup-503", "a", ("OK", "CREATED", 1), True),
+        ("lookup-503", "a", ("OK", "APPLIED", 1), True),
     ]:
         urllib.request.urlopen(f"{simulator}/faults", data=fault.encode(), timeout=5).close()
         before, tried = batches(), stat("upstream_rq_retry")

@@ -40,7 +40,7 @@ fn send(input: &mut Unstructured<'_>) -> Result<()> {
     };
 
     let row = status::row(&failure);
-    assert!(row.code != Code::Unavailable || row.outcome == Outcome::NotCreated);
+    assert!(row.code != Code::Unavailable || row.outcome == Outcome::NotApplied);
     let call = CallNames {
         request_id: &credentials::request_id(&metadata),
         external_id,
@@ -94,7 +94,7 @@ fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
         15..=17 => Failure::Refused(Box::new(Refusal {
             status: http_status(input, 300..=999)?,
             outcome: match input.arbitrary()? {
-                true => Outcome::NotCreated,
+                true => Outcome::NotApplied,
                 false => Outcome::Unknown,
             },
             error: ApiError {
@@ -114,7 +114,7 @@ fn failure(input: &mut Unstructured<'_>) -> Result<Failure> {
         _ => Failure::Unusable(Box::new(UnusableAnswer {
             status: http_status(input, 200..=299)?,
             outcome: match input.arbitrary()? {
-                true => Outcome::Created,
+                true => Outcome::Applied,
                 false => Outcome::Unknown,
             },
             problem: input.arbitrary()?,

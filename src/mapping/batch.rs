@@ -10,10 +10,7 @@ use std::{collections::BTreeMap, fmt};
 
 use prost_types::{Struct, Timestamp};
 
-use super::{
-    json::{Json, Members, document, first_id, object_of, one_or_list},
-    usual::batch_from_usual_json,
-};
+use super::json::{Json, Members, document, first_id, object_of, one_or_list};
 use crate::proto::v1::{
     AvailableDates, Batch, BatchError, BatchStatus, InputFormat, RelatedObject, Replay, TagValues,
 };
@@ -49,21 +46,13 @@ impl fmt::Display for NoBatch {
 /// reference), or `["@/batches/{id}"]` (Catalog Service API reference).
 pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
     let text = document(body);
-    match batch_from_usual_json(&text) {
-        Some(batch) => Ok(batch),
-        None => batch_from_any_json(&text),
-    }
-}
-
-/// Reads any answer that names a batch.
-pub(super) fn batch_from_any_json(text: &str) -> Result<Batch, NoBatch> {
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);
     }
-    let batch = match object_of(text) {
+    let batch = match object_of(&text) {
         Some(members) => batch_from_members(members),
         None => Batch {
-            id: catalog_reference(Json::parse(text).ok_or(NoBatch::NotJson)?).unwrap_or_default(),
+            id: catalog_reference(Json::parse(&text).ok_or(NoBatch::NotJson)?).unwrap_or_default(),
             ..Default::default()
         },
     };
@@ -137,6 +126,7 @@ fn read_batch_member(batch: &mut Batch, name: &str, json: Json<'_>) -> bool {
         "errors" => read_list(&mut batch.errors, json, read_error),
         "metrics" => put(&mut batch.metrics, json.to_struct()),
         "replay" => read_message(&mut batch.replay, json, read_replay),
+        "failedBatchLocation" => put(&mut batch.failed_batch_location, json.string()),
         _ => false,
     }
 }
@@ -201,6 +191,7 @@ fn read_replay(replay: &mut Replay, name: &str, json: Json<'_>) -> bool {
         "reason" => put(&mut replay.reason, json.string()),
         "predecessors" => read_strings(&mut replay.predecessors, json),
         "predecessorsByExternalId" => read_strings(&mut replay.predecessors_by_external_id, json),
+        "predecessorListingType" => put(&mut replay.predecessor_listing_type, json.string()),
         _ => false,
     }
 }
@@ -412,15 +403,8 @@ mod tests {
 
     use super::*;
 
-    /// What both readers say.
     fn batch(text: &str) -> Batch {
-        let batch = batch_from_any_json(text.trim_start_matches('\u{feff}')).expect(text);
-        assert_eq!(
-            batch_from_json(text.as_bytes()).as_ref(),
-            Ok(&batch),
-            "{text}"
-        );
-        batch
+        batch_from_json(text.as_bytes()).expect(text)
     }
 
     /// The batch for an answer with an id and one more member.

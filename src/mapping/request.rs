@@ -26,7 +26,7 @@ struct IngestBatch<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     enable_error_diagnostics: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    partial_ingestion_percentage: Option<Number>,
+    partial_ingestion_percent: Option<Number>,
 }
 
 #[derive(Serialize)]
@@ -79,10 +79,10 @@ pub fn create_batch_json(request: &CreateBatchRequest) -> Result<Vec<u8>, Vec<Vi
     if request.dataset_id.is_empty() {
         refuse("dataset_id", "is required: the id of a dataset");
     }
-    let percentage = request.partial_ingestion_percentage;
+    let percentage = request.partial_ingestion_percent;
     if percentage.is_some_and(|percentage| !(0.0..=100.0).contains(&percentage)) {
         refuse(
-            "partial_ingestion_percentage",
+            "partial_ingestion_percent",
             "must be a percentage from 0 to 100",
         );
     }
@@ -99,7 +99,7 @@ pub fn create_batch_json(request: &CreateBatchRequest) -> Result<Vec<u8>, Vec<Vi
             .map(|(name, TagValues { values })| (name.as_str(), values.as_slice()))
             .collect(),
         enable_error_diagnostics: request.enable_error_diagnostics,
-        partial_ingestion_percentage: percentage.map(number),
+        partial_ingestion_percent: percentage.map(number),
     };
     #[expect(
         clippy::expect_used,
@@ -205,6 +205,7 @@ mod tests {
                         reason: Some("replace".to_owned()),
                         predecessors: strings(&["${batchIdA}"]),
                         predecessors_by_external_id: strings(&["$mine"]),
+                        ..Default::default()
                     }),
                     ..request()
                 },
@@ -229,17 +230,17 @@ mod tests {
             (
                 CreateBatchRequest {
                     enable_error_diagnostics: Some(false),
-                    partial_ingestion_percentage: Some(5.0),
+                    partial_ingestion_percent: Some(5.0),
                     ..request()
                 },
-                r#"{"datasetId":"d","enableErrorDiagnostics":false,"partialIngestionPercentage":5}"#,
+                r#"{"datasetId":"d","enableErrorDiagnostics":false,"partialIngestionPercent":5}"#,
             ),
             (
                 CreateBatchRequest {
-                    partial_ingestion_percentage: Some(0.5),
+                    partial_ingestion_percent: Some(0.5),
                     ..request()
                 },
-                r#"{"datasetId":"d","partialIngestionPercentage":0.5}"#,
+                r#"{"datasetId":"d","partialIngestionPercent":0.5}"#,
             ),
         ];
         for (request, expected) in table {
@@ -251,15 +252,15 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_named() {
         let bad = CreateBatchRequest {
-            partial_ingestion_percentage: Some(f64::NAN),
+            partial_ingestion_percent: Some(f64::NAN),
             ..Default::default()
         };
         let violations = create_batch_json(&bad).expect_err("a bad request");
         let fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
-        assert_eq!(fields, ["dataset_id", "partial_ingestion_percentage"]);
+        assert_eq!(fields, ["dataset_id", "partial_ingestion_percent"]);
         for percentage in [-0.1, 100.1, f64::INFINITY] {
             let bad = CreateBatchRequest {
-                partial_ingestion_percentage: Some(percentage),
+                partial_ingestion_percent: Some(percentage),
                 ..request()
             };
             assert!(create_batch_json(&bad).is_err(), "{percentage}");

@@ -5,7 +5,7 @@
 //! Response-Headers is committed and never retries (gRFC A6), and Envoy reads
 //! `grpc-status` for retries from headers only. So a failure after which a
 //! batch may exist goes out as Response-Headers, then trailers; only failures
-//! that are certainly NOT_CREATED stay Trailers-Only.
+//! that are certainly NOT_APPLIED stay Trailers-Only.
 //!
 //! A create without an external id gets its Response-Headers before it is sent,
 //! and one that takes its time gets them then: should this process, its node or
@@ -36,7 +36,7 @@ use crate::{
 pub(super) fn shape(response: Response<Body>, record: &CallRecord) -> Response<Body> {
     let (response, code) = tell(response, record);
     let outcome = response.headers().get(status::OUTCOME);
-    let may_be_repeated = outcome.is_some_and(|o| o == Outcome::NotCreated.as_str());
+    let may_be_repeated = outcome.is_some_and(|o| o == Outcome::NotApplied.as_str());
     match code == Code::Ok || may_be_repeated {
         true => response,
         false => headers_then_trailers(response),

@@ -299,7 +299,7 @@ fn ingest_batch(body: &[u8]) -> Result<Map<String, Value>, String> {
             "datasetId" | "externalId" => value.is_string(),
             "inputFormat" | "replay" | "tags" => value.is_object(),
             "enableErrorDiagnostics" => value.is_boolean(),
-            "partialIngestionPercentage" => value.is_number(),
+            "partialIngestionPercent" => value.is_number(),
             _ => return Err(format!("Unrecognized field {name}")),
         };
         if !fits {

@@ -148,7 +148,7 @@ mod tests {
     const LINE: AccessLine<'_> = AccessLine {
         method: "CreateBatch",
         code: "OK",
-        outcome: Some("CREATED"),
+        outcome: Some("APPLIED"),
         reason: Some("CREATED"),
         http_status: None,
         batch_id: Some("5d01\"\n"),
@@ -171,7 +171,7 @@ mod tests {
         assert!(humantime::parse_rfc3339(timestamp.as_str().unwrap()).is_ok());
         let expected = json!({
             "level": "INFO", "message": "call ended", "method": "CreateBatch", "code": "OK",
-            "outcome": "CREATED", "reason": "CREATED", "batch_id": "5d01\"\n", "request_id": "7",
+            "outcome": "APPLIED", "reason": "CREATED", "batch_id": "5d01\"\n", "request_id": "7",
             "client": "spiffe://mesh/a\\b", "milliseconds": 1.25, "upstream_milliseconds": 1.0,
             "upstream_requests": 1, "target": "access",
         });
@@ -182,7 +182,7 @@ mod tests {
     fn text_is_one_line_that_says_all() {
         assert_eq!(
             LINE.text(),
-            r#" method="CreateBatch" code="OK" outcome="CREATED" reason="CREATED""#.to_owned()
+            r#" method="CreateBatch" code="OK" outcome="APPLIED" reason="CREATED""#.to_owned()
                 + r#" batch_id="5d01\"\n" request_id="7" client="spiffe://mesh/a\\b""#
                 + r#" milliseconds=1.25 upstream_milliseconds=1.0 upstream_requests=1"#
         );

@@ -66,7 +66,7 @@ impl Ending {
     fn of(result: &Result<Settled, Failure>, quote: Quote<'_>) -> Self {
         match result {
             Ok(Settled { batch, origin }) => Ending {
-                outcome: Outcome::Created,
+                outcome: Outcome::Applied,
                 reason: origin_name(*origin),
                 http_status: None,
                 batch_id: Some(quote.id(&batch.id)),

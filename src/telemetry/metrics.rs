@@ -299,12 +299,12 @@ impl Metrics {
     /// Makes every combination of labels that is known beforehand.
     fn begin_at_zero(&self) {
         for origin in ["CREATED", "FOUND", "RECOVERED"] {
-            self.create(Outcome::Created.as_str(), origin);
+            self.create(Outcome::Applied.as_str(), origin);
         }
         for row in status::TABLE {
             self.create(row.outcome.as_str(), row.reason);
         }
-        for outcome in [Outcome::Created, Outcome::NotCreated, Outcome::Unknown] {
+        for outcome in [Outcome::Applied, Outcome::NotApplied, Outcome::Unknown] {
             let outcome = outcome.as_str();
             let _ = self.abandoned.get_or_create(&OutcomeLabel { outcome });
         }

@@ -18,12 +18,12 @@ pub(super) enum Proves {
     /// The batch was created, if the response names it.
     CreatedIfNamed,
     /// Nothing was created: the request was refused before it was processed.
-    NotCreated,
+    NotApplied,
     /// Nothing was created, if the API itself wrote the response.
-    NotCreatedIfByApi,
+    NotAppliedIfByApi,
     /// Nothing was created, if the body has a code that Adobe's API gateway
     /// writes before it calls the backend.
-    NotCreatedIfByGateway,
+    NotAppliedIfByGateway,
 }
 
 /// The rule, for every status from 100 to 999. Numbers without another source
@@ -38,30 +38,30 @@ pub(super) fn proves(status: StatusCode) -> Proves {
 
         // Send the same request elsewhere. After the other redirects a client goes on with GET,
         // so they may follow on a request that was processed.
-        307 | 308 => Proves::NotCreated,
+        307 | 308 => Proves::NotApplied,
 
         // The request itself was refused: its syntax, address, method, size, type or conditions.
         400 | 404 | 405 | 410 | 411 | 413 | 414 | 415 | 417 | 421 | 422 | 428 | 431 => {
-            Proves::NotCreated
+            Proves::NotApplied
         }
 
         // Who sends it was refused: no or bad credentials, no payment, a proxy's or a network's
         // login (511: RFC 6585).
-        401 | 402 | 407 | 511 => Proves::NotCreated,
+        401 | 402 | 407 | 511 => Proves::NotApplied,
 
         // How it was sent was refused: the protocol, its version, a method nobody knows.
-        426 | 501 | 505 => Proves::NotCreated,
+        426 | 501 | 505 => Proves::NotApplied,
 
         // Too many requests (RFC 6585): counted before they are processed.
-        429 => Proves::NotCreated,
+        429 => Proves::NotApplied,
 
         // A filter that inspects responses says 403 after the fact; the two others may be about
         // what the request has just made.
-        403 | 409 | 412 => Proves::NotCreatedIfByApi,
+        403 | 409 | 412 => Proves::NotAppliedIfByApi,
 
         // All else: time-outs (408, 499, 504, 524), lost responses (444, 460, 502, 503, 520 to
         // 523), redirects to a GET (303), and numbers that nobody has defined.
-        _ => Proves::NotCreatedIfByGateway,
+        _ => Proves::NotAppliedIfByGateway,
     }
 }
 
@@ -69,13 +69,13 @@ pub(super) fn proves(status: StatusCode) -> Proves {
 pub(super) fn outcome_of_refusal(status: StatusCode, error: &ApiError) -> Outcome {
     let by_gateway = error.code.as_deref().is_some_and(is_gateway_code);
     let proven = match proves(status) {
-        Proves::NotCreated => true,
-        Proves::NotCreatedIfByApi => by_gateway || error.is_adobes,
-        Proves::NotCreatedIfByGateway => by_gateway && status.as_u16() >= 400,
+        Proves::NotApplied => true,
+        Proves::NotAppliedIfByApi => by_gateway || error.is_adobes,
+        Proves::NotAppliedIfByGateway => by_gateway && status.as_u16() >= 400,
         Proves::Created | Proves::CreatedIfNamed => false, // no refusal
     };
     match proven {
-        true => Outcome::NotCreated,
+        true => Outcome::NotApplied,
         false => Outcome::Unknown,
     }
 }
@@ -129,9 +129,9 @@ mod tests {
             let adobes = outcome(number, &error(None, true));
             let gateways = outcome(number, &error(Some("503010"), true));
             let expected = match number {
-                _ if refused_before_processing.contains(&number) => [Outcome::NotCreated; 3],
-                403 | 409 | 412 => [Outcome::Unknown, Outcome::NotCreated, Outcome::NotCreated],
-                400..=999 => [Outcome::Unknown, Outcome::Unknown, Outcome::NotCreated],
+                _ if refused_before_processing.contains(&number) => [Outcome::NotApplied; 3],
+                403 | 409 | 412 => [Outcome::Unknown, Outcome::NotApplied, Outcome::NotApplied],
+                400..=999 => [Outcome::Unknown, Outcome::Unknown, Outcome::NotApplied],
                 _ => [Outcome::Unknown; 3],
             };
             assert_eq!([nobodys, adobes, gateways], expected, "{number}");
@@ -152,7 +152,7 @@ mod tests {
             assert_eq!(outcome(503, &error(Some(code), true)), Outcome::Unknown);
         }
         for code in GATEWAY_CODES {
-            assert_eq!(outcome(503, &error(Some(code), true)), Outcome::NotCreated);
+            assert_eq!(outcome(503, &error(Some(code), true)), Outcome::NotApplied);
         }
     }
 }

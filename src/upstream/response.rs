@@ -141,7 +141,7 @@ impl Response {
         Failure::Unusable(Box::new(UnusableAnswer {
             status: self.status,
             outcome: match is_proven {
-                true => Outcome::Created,
+                true => Outcome::Applied,
                 false => Outcome::Unknown,
             },
             problem: match self.end {

@@ -167,9 +167,9 @@ async def upstream_down(stand):
     healthy, failures = stand.stats("membership_healthy", "health_check.failure")
     check("Envoy's health checks do not fail", (healthy, failures) == (2, 0), healthy, failures)
     calls = await asyncio.gather(*load.calls)
-    honest = [c for c in calls if (c.code, c.outcome) == ("UNAVAILABLE", "NOT_CREATED")]
+    honest = [c for c in calls if (c.code, c.outcome) == ("UNAVAILABLE", "NOT_APPLIED")]
     found = [c for c in calls if c not in honest]
-    check("each call is told UNAVAILABLE and NOT_CREATED", not found, *found)
+    check("each call is told UNAVAILABLE and NOT_APPLIED", not found, *found)
     counted = [
         gateway.metric("aep_gateway_creates_total", reason="UPSTREAM_CONNECT_FAILED")
         for gateway in gateways
@@ -213,7 +213,7 @@ async def outlier_detection(stand):
     load = Load(stand.address)
     await load.many(100)
     calls = await asyncio.gather(*load.calls)
-    found = [c for c in calls if (c.code, c.outcome) != ("UNAVAILABLE", "NOT_CREATED")]
+    found = [c for c in calls if (c.code, c.outcome) != ("UNAVAILABLE", "NOT_APPLIED")]
     check("100 times UNAVAILABLE", not found, *found)
     ejected = stand.stat(ejections)
     show(ejected, "ejections")

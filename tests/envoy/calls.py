@@ -42,7 +42,7 @@ class Call:
     def is_false(self):
         if self.code == "OK":
             return self.batch_id not in self.batches
-        exists = {"NOT_CREATED": False, "CREATED": True}.get(self.outcome)
+        exists = {"NOT_APPLIED": False, "APPLIED": True}.get(self.outcome)
         return exists is not None and exists != bool(self.batches)
 
     def ending(self):
@@ -60,7 +60,7 @@ async def call(stub, number=0, external_id=None, deadline=30.0, metadata=()):
     result = Call(number)
     try:
         answer = await calling
-        result.outcome, result.batch_id = "CREATED", answer.batch.id
+        result.outcome, result.batch_id = "APPLIED", answer.batch.id
         result.origin = pb.BatchOrigin.Name(answer.origin).removeprefix("BATCH_ORIGIN_")
         both = [*await calling.initial_metadata(), *await calling.trailing_metadata()]
     except grpc.aio.AioRpcError as error:

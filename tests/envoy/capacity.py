@@ -13,7 +13,7 @@ from recorder import Recorder, batch
 
 def shed(call):
     said = (call.code, call.outcome, call.reason)
-    return said == ("UNAVAILABLE", "NOT_CREATED", "GATEWAY_OVERLOADED")
+    return said == ("UNAVAILABLE", "NOT_APPLIED", "GATEWAY_OVERLOADED")
 
 
 def slowest(calls, share=0.99):
@@ -75,7 +75,7 @@ async def rate_limited(stand):
         await load.many(100)
         calls = await load.ended(stand, afterwards=0)
         table(stand, calls)
-        said = ("RESOURCE_EXHAUSTED", "NOT_CREATED", "API_RATE_LIMITED")
+        said = ("RESOURCE_EXHAUSTED", "NOT_APPLIED", "API_RATE_LIMITED")
         found = [c for c in calls if (c.code, c.outcome, c.reason) != said]
         check("each call is told so", not found, *found)
         tries = stand.stat("upstream_rq_total")

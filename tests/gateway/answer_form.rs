@@ -24,7 +24,7 @@ async fn a_call_that_was_sent_and_takes_its_time_gets_its_headers_early() {
     assert_eq!(answer.code(), Code::Ok);
     assert_eq!(answer.headers["content-type"], "application/grpc");
     assert_eq!(answer.headers["x-request-id"], "mine");
-    assert_eq!(answer.outcome(), "CREATED");
+    assert_eq!(answer.outcome(), "APPLIED");
     assert!(!answer.message.is_empty());
     assert_eq!(answer.told_twice(), [""; 0]);
 

@@ -63,7 +63,7 @@ async fn an_answer_that_is_too_large_is_bounded() {
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
     upstream.meet(Fault::HugeAnswer);
     let answer = gateway.raw(&[]).await;
-    assert_eq!(answer.outcome(), "CREATED");
+    assert_eq!(answer.outcome(), "APPLIED");
     let id = upstream.batches()[0]["id"].as_str().unwrap().to_owned();
     assert_eq!(answer.info("batchId"), Some(id));
 }

@@ -70,7 +70,7 @@ async fn begin(
 fn told(answer: &Response<RecvStream>) -> (Code, String) {
     use tonic_types::StatusExt;
     let status = tonic::Status::from_header_map(answer.headers()).expect("Trailers-Only");
-    assert_eq!(answer.headers()["aep-batch-outcome"], "NOT_CREATED");
+    assert_eq!(answer.headers()["aep-batch-outcome"], "NOT_APPLIED");
     let reason = status.get_details_error_info().unwrap().reason;
     (status.code(), reason)
 }
@@ -400,7 +400,7 @@ async fn metadata_without_a_message_is_bounded() {
         connections.push(stream);
     }
     // Of 2,500 calls.
-    let refused = r#"aep_gateway_creates_total{outcome="NOT_CREATED",reason="GATEWAY_OVERLOADED"}"#;
+    let refused = r#"aep_gateway_creates_total{outcome="NOT_APPLIED",reason="GATEWAY_OVERLOADED"}"#;
     while gateway.metric(refused).await.parse::<u32>().unwrap() < 1000 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -442,7 +442,7 @@ async fn grpc_web_messages_that_never_end_are_bounded() {
             let refused = ["MESSAGE_TIMEOUT", "GATEWAY_OVERLOADED"];
             // Percent or not, the reason stands in the details; the sentence is readable.
             assert!(
-                answer.contains("NOT_CREATED") || answer.is_empty(),
+                answer.contains("NOT_APPLIED") || answer.is_empty(),
                 "{refused:?} {answer}"
             );
         }

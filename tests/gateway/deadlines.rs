@@ -62,7 +62,7 @@ async fn a_deadline_that_is_over_sends_nothing() {
     for over in ["0n", "1n"] {
         let answer = gateway.raw(&[("grpc-timeout", over)]).await;
         assert_eq!(answer.reason(), "DEADLINE_BEFORE_SENDING");
-        assert_eq!(answer.outcome(), "NOT_CREATED");
+        assert_eq!(answer.outcome(), "NOT_APPLIED");
         assert!(answer.trailers_only);
     }
     assert_eq!(upstream.received().len(), 0);
@@ -96,7 +96,7 @@ async fn a_batch_whose_caller_left_is_in_the_log() {
 
     let (_, metrics) = gateway.page("/metrics").await;
     for line in [
-        r#"aep_gateway_abandoned_creates_total{outcome="CREATED"} 2"#,
+        r#"aep_gateway_abandoned_creates_total{outcome="APPLIED"} 2"#,
         r#"grpc_method="CreateBatch",grpc_code="Canceled"} 1"#,
         r#"grpc_method="CreateBatch",grpc_code="DeadlineExceeded"} 1"#,
         "aep_gateway_calls_in_flight 0",

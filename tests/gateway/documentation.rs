@@ -22,7 +22,7 @@ fn every_reason_is_documented() {
         let item = format!("{} ({code})", row.reason);
         assert!(proto.contains(&item), "the proto lacks {item}");
     }
-    let outcomes = ["NOT_CREATED |", "UNKNOWN |", "CREATED |"];
+    let outcomes = ["NOT_APPLIED |", "UNKNOWN |", "APPLIED |"];
     let documented = readme
         .lines()
         .filter(|line| line.starts_with("| `") && outcomes.iter().any(|o| line.contains(o)));

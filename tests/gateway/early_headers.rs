@@ -227,9 +227,9 @@ async fn a_create_with_an_external_id_takes_its_time() {
     let gateway = Gateway::before(&upstream, &[]).await;
     let answer = gateway.raw_with_id("mine", &[]).await;
     assert_eq!(answer.code(), Code::Ok);
-    assert_eq!(answer.headers["aep-batch-outcome"], "CREATED");
+    assert_eq!(answer.headers["aep-batch-outcome"], "APPLIED");
     let answer = gateway.raw(&[]).await;
-    assert_eq!(answer.trailers["aep-batch-outcome"], "CREATED");
+    assert_eq!(answer.trailers["aep-batch-outcome"], "APPLIED");
     assert!(!answer.headers.contains_key("aep-batch-outcome"));
     assert_eq!(gateway.create(with_id("mine")).await.unwrap().id.len(), 32);
 }

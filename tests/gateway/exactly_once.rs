@@ -89,7 +89,7 @@ async fn other_content_is_refused_and_the_batch_is_named() {
     let info = refused.get_details_error_info().unwrap();
     assert_eq!(info.reason, "EXTERNAL_ID_TAKEN");
     assert_eq!(info.metadata["batchId"], id);
-    assert_eq!(info.metadata["outcome"], "NOT_CREATED");
+    assert_eq!(info.metadata["outcome"], "NOT_APPLIED");
     assert_eq!(upstream.batches().len(), 1);
 }
 
@@ -261,7 +261,7 @@ async fn a_failed_look_up_sends_nothing() {
         let answer = gateway.raw_with_id("mine", &[]).await;
         assert_eq!(answer.code(), code, "{status}");
         assert_eq!(answer.reason(), reason);
-        assert_eq!(answer.outcome(), "NOT_CREATED");
+        assert_eq!(answer.outcome(), "NOT_APPLIED");
 
         if status == 500 {
             continue; // may pass: a retry goes on looking, see below

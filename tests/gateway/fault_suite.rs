@@ -254,15 +254,15 @@ async fn run(way: &Way, key: Key, replicas: usize, calls: u64, seed: u64) -> (St
             continue;
         }
         wrong += u64::from(match answer.outcome() {
-            "NOT_CREATED" => !made.is_empty(),
+            "NOT_APPLIED" => !made.is_empty(),
             "UNKNOWN" => may_be_retried(answer),
-            "CREATED" => made.is_empty() || may_be_retried(answer),
+            "APPLIED" => made.is_empty() || may_be_retried(answer),
             _ => true,
         });
         let name = match (answer.code(), answer.outcome()) {
             (Code::DeadlineExceeded, _) => "deadline",
-            (_, "NOT_CREATED") => "not created",
-            (_, "CREATED") => "created",
+            (_, "NOT_APPLIED") => "not created",
+            (_, "APPLIED") => "created",
             _ => "unknown",
         };
         *count.entry(name).or_default() += 1;

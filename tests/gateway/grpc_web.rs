@@ -162,7 +162,7 @@ async fn a_batch_in_every_form() {
             let answer = Answer::of(answer).await;
             assert_eq!(answer.headers["content-type"], told);
             assert_eq!(answer.headers["x-request-id"], "mine");
-            assert_eq!(answer.trailers["aep-batch-outcome"], "CREATED");
+            assert_eq!(answer.trailers["aep-batch-outcome"], "APPLIED");
             assert!(!answer.headers.contains_key("aep-batch-outcome"), "once");
             assert_eq!(answer.status().code(), Code::Ok);
             let id = answer.message.unwrap().batch.unwrap().id;
@@ -210,14 +210,14 @@ async fn every_failure_tells_its_details_in_trailers() {
                     &[("x-sandbox-name", "")][..],
                     Code::InvalidArgument,
                     "INVALID_REQUEST",
-                    "NOT_CREATED",
+                    "NOT_APPLIED",
                 ),
                 (
                     Some(Fault::Status(StatusCode::NOT_FOUND)),
                     &[],
                     Code::NotFound,
                     "API_NOT_FOUND",
-                    "NOT_CREATED",
+                    "NOT_APPLIED",
                 ),
                 (
                     Some(Fault::ResetAfterCreate),
@@ -264,7 +264,7 @@ async fn headers_come_before_a_slow_answer() {
         let answer = Answer::of(answer).await;
         assert!(begin.elapsed() > Duration::from_millis(1900));
         assert_eq!(answer.status().code(), Code::Ok);
-        assert_eq!(answer.trailers["aep-batch-outcome"], "CREATED");
+        assert_eq!(answer.trailers["aep-batch-outcome"], "APPLIED");
         assert!(answer.message.is_some());
     }
 }
@@ -300,7 +300,7 @@ async fn what_is_too_large_or_no_message_is_refused() {
             let answer = send_bytes(&client, &url, kind, body, &[]).await;
             let answer = Answer::of(answer).await;
             assert_eq!(answer.reason(), reason, "{kind} {shown}");
-            assert_eq!(answer.trailers["aep-batch-outcome"], "NOT_CREATED");
+            assert_eq!(answer.trailers["aep-batch-outcome"], "NOT_APPLIED");
         }
     }
     assert!(upstream.received().is_empty());

@@ -93,7 +93,7 @@ async fn nothing_else_is_passed_on_unless_it_is_configured() {
     assert_eq!(names(0), usual);
     assert_eq!(upstream.received()[0].headers["x-request-id"], "mine");
     assert_eq!(answer.headers["x-request-id"], "mine");
-    assert_eq!(answer.trailers["aep-batch-outcome"], "CREATED");
+    assert_eq!(answer.trailers["aep-batch-outcome"], "APPLIED");
 
     let flags = ["--forward-metadata=x-custom,x-absent"];
     let gateway = Gateway::start(&upstream.import_url(), &flags).await;

@@ -114,7 +114,7 @@ async fn a_batch_that_breaks_off_after_its_id_is_named() {
         let answer = gateway.raw(&[]).await;
         let (reason, outcome) = match (status, id) {
             ("200 OK", None) => ("ANSWER_UNPROVEN", "UNKNOWN"),
-            _ => ("ANSWER_UNUSABLE", "CREATED"),
+            _ => ("ANSWER_UNUSABLE", "APPLIED"),
         };
         assert_eq!(answer.reason(), reason, "{body}");
         assert_eq!(answer.outcome(), outcome, "{body}");
@@ -148,7 +148,7 @@ async fn nothing_asks_for_compression_and_gzip_is_read_all_the_same() {
     let upstream = raw(answer("201 Created", &bomb)).await;
     let gateway = Gateway::start(&upstream.url(), &[]).await;
     let bounded = gateway.raw(&[]).await;
-    assert_eq!(bounded.outcome(), "CREATED");
+    assert_eq!(bounded.outcome(), "APPLIED");
     assert!(bounded.status().message().contains("is larger than"));
 }
 
@@ -168,7 +168,7 @@ async fn the_code_of_a_badly_written_error_is_seen() {
         let gateway = Gateway::start(&upstream.url(), &[]).await;
         let answer = gateway.raw(&[]).await;
         assert_eq!(answer.code(), Code::Unauthenticated, "{answer:?}");
-        assert_eq!(answer.outcome(), "NOT_CREATED");
+        assert_eq!(answer.outcome(), "NOT_APPLIED");
     }
 }
 
@@ -200,7 +200,7 @@ async fn an_id_that_catalog_does_not_take_literally_is_refused() {
             let bad = answer.status().get_details_bad_request().unwrap();
             assert_eq!(bad.field_violations[0].field, "external_id");
             assert!(bad.field_violations[0].description.contains(character));
-            assert_eq!(answer.outcome(), "NOT_CREATED");
+            assert_eq!(answer.outcome(), "NOT_APPLIED");
             assert!(answer.trailers_only);
         }
     }

@@ -244,9 +244,9 @@ fn lie(answer: &RawAnswer, made: &[String]) -> Option<&'static str> {
             (!made.contains(&id)).then_some("OK, but that batch was not made")
         }
         _ => match answer.outcome() {
-            "NOT_CREATED" => (!made.is_empty()).then_some("NOT_CREATED, but it was made"),
-            "CREATED" if made.is_empty() => Some("CREATED, but it was not made"),
-            "CREATED" | "UNKNOWN" => retried.then_some("a mesh would send it again"),
+            "NOT_APPLIED" => (!made.is_empty()).then_some("NOT_APPLIED, but it was made"),
+            "APPLIED" if made.is_empty() => Some("APPLIED, but it was not made"),
+            "APPLIED" | "UNKNOWN" => retried.then_some("a mesh would send it again"),
             _ => Some("no outcome"),
         },
     }
@@ -336,7 +336,7 @@ async fn told(cases: Vec<Case>, with_id: bool, request_timeout: &str) -> BTreeMa
 async fn no_status_with_any_body_makes_it_lie() {
     let told = told(cases(200..600), false, "20s").await;
     // To say UNKNOWN to everything would be no lie either.
-    assert!(told["OK"] >= 90 && told["NOT_CREATED"] >= 150, "{told:?}");
+    assert!(told["OK"] >= 90 && told["NOT_APPLIED"] >= 150, "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -347,7 +347,7 @@ async fn with_an_external_id_every_batch_is_told() {
         503, 504, 520, 599,
     ];
     let told = told(cases(statuses), true, "2s").await;
-    assert!(told["OK"] >= 100 && told["NOT_CREATED"] >= 30, "{told:?}");
+    assert!(told["OK"] >= 100 && told["NOT_APPLIED"] >= 30, "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -164,7 +164,7 @@ async fn what_is_no_call_of_ours_is_refused_cleanly() {
         let answer = gateway.raw_call(path, &CREDENTIALS, &body).await;
         assert_eq!(answer.code(), Code::Unimplemented, "{path}");
         assert_eq!(answer.reason(), reason, "{path}");
-        assert_eq!(answer.outcome(), "NOT_CREATED");
+        assert_eq!(answer.outcome(), "NOT_APPLIED");
     }
     for content_type in [
         "text/plain",
@@ -192,7 +192,7 @@ async fn what_is_no_call_of_ours_is_refused_cleanly() {
     let garbage = [0, 0, 0, 0, 3, 0xff, 0xff, 0xff];
     let answer = gateway.raw_call(CREATE, &CREDENTIALS, &garbage).await;
     assert_eq!(answer.code(), Code::InvalidArgument);
-    assert_eq!(answer.outcome(), "NOT_CREATED");
+    assert_eq!(answer.outcome(), "NOT_APPLIED");
 
     let mut large = request();
     large.dataset_id = "x".repeat(5 * 1024 * 1024);
@@ -224,7 +224,7 @@ async fn a_compressed_request_is_taken() {
     body[0] = 1;
     let answer = gateway.raw_call(CREATE, &metadata, &body).await;
     assert_eq!(answer.code(), Code::Unimplemented);
-    assert_eq!(answer.outcome(), "NOT_CREATED");
+    assert_eq!(answer.outcome(), "NOT_APPLIED");
     assert!(answer.headers.contains_key("grpc-accept-encoding"));
     assert_eq!(upstream.batches().len(), 1);
 }

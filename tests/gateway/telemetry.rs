@@ -60,7 +60,7 @@ async fn every_call_has_one_line_however_it_ends() {
         ("level", "INFO"),
         ("method", "CreateBatch"),
         ("code", "OK"),
-        ("outcome", "CREATED"),
+        ("outcome", "APPLIED"),
         ("reason", "CREATED"),
         ("batch_id", upstream.batches()[0]["id"].as_str().unwrap()),
         ("trace_id", TRACE),
@@ -77,7 +77,7 @@ async fn every_call_has_one_line_however_it_ends() {
     let refused = line(&gateway, "refused").await;
     assert_eq!(refused["level"], "WARN");
     assert_eq!(refused["code"], "ResourceExhausted");
-    assert_eq!(refused["outcome"], "NOT_CREATED");
+    assert_eq!(refused["outcome"], "NOT_APPLIED");
     assert_eq!(refused["reason"], "API_RATE_LIMITED");
     assert_eq!(refused["http_status"], 429);
 
@@ -132,7 +132,7 @@ async fn the_log_level_can_be_changed() {
     gateway.create(request()).await.unwrap();
     gateway
         .counts(
-            r#"aep_gateway_creates_total{outcome="CREATED",reason="CREATED"}"#,
+            r#"aep_gateway_creates_total{outcome="APPLIED",reason="CREATED"}"#,
             "1",
         )
         .await;
@@ -174,7 +174,7 @@ async fn a_trace_goes_from_the_caller_through_the_spans_to_the_api() {
     assert_eq!(hex(&call.trace_id), TRACE);
     assert_eq!(hex(&call.parent_span_id), "00f067aa0ba902b7");
     assert_eq!(attribute(call, "rpc.response.status_code"), "OK");
-    assert_eq!(attribute(call, "aep.outcome"), "CREATED");
+    assert_eq!(attribute(call, "aep.outcome"), "APPLIED");
     assert_eq!(attribute(call, "aep.batch_id"), "b1");
     assert_eq!(rest.name, "POST /batches");
     assert_eq!(rest.kind(), SpanKind::Client);

@@ -17,7 +17,7 @@ use crate::support::{
 fn assert_never_sent(answer: &RawAnswer, reason: &str) {
     assert_eq!(answer.reason(), reason, "{:?}", answer.status());
     assert_eq!(answer.code(), Code::Unavailable);
-    assert_eq!(answer.outcome(), "NOT_CREATED");
+    assert_eq!(answer.outcome(), "NOT_APPLIED");
     assert_eq!(answer.trailers_only, reason != "UPSTREAM_UNPROCESSED");
     assert_eq!(answer.trailers["aep-batch-retry"], "safe");
 }
@@ -68,7 +68,7 @@ async fn unroutable_or_silent_at_connect() {
     let answer = gateway.raw(&[("grpc-timeout", "200m")]).await;
     assert_eq!(answer.reason(), "DEADLINE_BEFORE_SENDING");
     assert_eq!(answer.code(), Code::DeadlineExceeded);
-    assert_eq!(answer.outcome(), "NOT_CREATED");
+    assert_eq!(answer.outcome(), "NOT_APPLIED");
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn reset_before_the_request_is_read() {
     // Whether the reset overtakes the request is a race; each side of it has a true answer.
     match answer.reason().as_str() {
         // Its headers may have left: a connection had asked for the body.
-        "UPSTREAM_CONNECT_FAILED" => assert_eq!(answer.outcome(), "NOT_CREATED"),
+        "UPSTREAM_CONNECT_FAILED" => assert_eq!(answer.outcome(), "NOT_APPLIED"),
         _ => assert_unknown(&answer, "CONNECTION_LOST"),
     }
     assert_eq!(upstream.requests().len(), 0);
@@ -202,7 +202,7 @@ async fn half_an_answer() {
     upstream.meet(Fault::HalfAnswer);
     let answer = gateway.raw(&[]).await;
     assert_eq!(answer.reason(), "ANSWER_UNUSABLE");
-    assert_eq!(answer.outcome(), "CREATED");
+    assert_eq!(answer.outcome(), "APPLIED");
     assert!(!answer.trailers_only);
     assert_eq!(upstream.batches().len(), 1);
     let id = upstream.batches()[0]["id"].as_str().unwrap().to_owned();
@@ -220,7 +220,7 @@ async fn half_an_answer() {
     let gateway = Gateway::start(&upstream.url(), &[]).await;
     let answer = gateway.raw(&[]).await;
     assert_eq!(answer.reason(), "API_INVALID_REQUEST");
-    assert_eq!(answer.outcome(), "NOT_CREATED");
+    assert_eq!(answer.outcome(), "NOT_APPLIED");
 }
 
 #[tokio::test]

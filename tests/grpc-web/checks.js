@@ -110,14 +110,14 @@ export async function check(client, simulator, mayCall) {
   await expect("names that are not ASCII", "", { code: undefined }, 1,
     () => client({ ...message, tags: { ключ: { values: ["größe", "大きさ"] } } }));
   await expect("a refusal", "status-404",
-    { code: Code.NotFound, reason: "API_NOT_FOUND", outcome: "NOT_CREATED" }, 0, () => client(message));
+    { code: Code.NotFound, reason: "API_NOT_FOUND", outcome: "NOT_APPLIED" }, 0, () => client(message));
   await expect("bad metadata", "",
-    { code: Code.InvalidArgument, reason: "INVALID_REQUEST", outcome: "NOT_CREATED" }, 0,
+    { code: Code.InvalidArgument, reason: "INVALID_REQUEST", outcome: "NOT_APPLIED" }, 0,
     () => client(message, { "x-sandbox-name": "Not A Sandbox" }));
   await expect("a lost answer, told and not repeated", "reset-after-create",
     { code: Code.Unknown, reason: "CONNECTION_LOST", outcome: "UNKNOWN" }, 1, () => client(message));
   await expect("a message that is too large", "",
-    { code: Code.ResourceExhausted, reason: "MESSAGE_TOO_LARGE", outcome: "NOT_CREATED" }, 0,
+    { code: Code.ResourceExhausted, reason: "MESSAGE_TOO_LARGE", outcome: "NOT_APPLIED" }, 0,
     () => client({ datasetId: "d".repeat(300 * 1024) }));
   await expect("a deadline; the batch is made all the same", "delay-1000",
     { code: Code.DeadlineExceeded }, 1,

@@ -18,7 +18,7 @@ for abuse in rapid_reset continuation empty_continuation ping settings header_bo
     while kill -0 $abusing 2>/dev/null; do
         called=$(now)
         # An abuse that makes calls may take all that --max-in-flight allows.
-        [[ $(one_call) =~ ^(0 CREATED|14 NOT_CREATED)$ ]] && answers=$((answers + 1)) || answers=-1000
+        [[ $(one_call) =~ ^(0 APPLIED|14 NOT_APPLIED)$ ]] && answers=$((answers + 1)) || answers=-1000
         took=$(($(now) - called))
         ((took <= slowest)) || slowest=$took
         sleep 0.2

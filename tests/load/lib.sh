@@ -87,7 +87,7 @@ metric() {
 }
 
 created() {
-    metric 'aep_gateway_creates_total[{]outcome="CREATED"'
+    metric 'aep_gateway_creates_total[{]outcome="APPLIED"'
 }
 
 # one_call: the grpc-status and the outcome of one call.
@@ -105,7 +105,7 @@ now() {
 until_served() {
     local begin
     begin=$(now)
-    until [[ $(one_call) == '0 CREATED' ]]; do
+    until [[ $(one_call) == '0 APPLIED' ]]; do
         (($(now) - begin < 10000)) || break
     done
     echo $(($(now) - begin))

@@ -24,7 +24,7 @@ load 10 10 10
 peak=$((($(created) - before) / 10))
 row "peak goodput" "$peak per second"
 
-before=$(created) refused_before=$(metric 'aep_gateway_creates_total[{]outcome="NOT_CREATED"')
+before=$(created) refused_before=$(metric 'aep_gateway_creates_total[{]outcome="NOT_APPLIED"')
 begin_samples overload 0.5
 overload "$seconds" --log-file "$tmp/log" &
 loading=$!
@@ -34,7 +34,7 @@ wait $loading
 recovery=$(until_served)
 end_samples
 good=$((($(created) - before) / seconds))
-refused=$(($(metric 'aep_gateway_creates_total[{]outcome="NOT_CREATED"') - refused_before))
+refused=$(($(metric 'aep_gateway_creates_total[{]outcome="NOT_APPLIED"') - refused_before))
 row "overload: calls per second" $(((good * seconds + refused) / seconds))
 row "overload: goodput" "$good per second"
 check "overload: goodput is at least 90 % of the peak" $((good * 10 >= peak * 9))
@@ -47,8 +47,8 @@ row "overload: p99 of refused calls" "${p99:-more than 100000} µs"
 check "overload: p99 of refused calls is below 50 ms" $((${p99:-100000} < 50000))
 
 row "overload: 20 answers (grpc-status, outcome)" "$(tr -s ' \n' ' ' <"$tmp/answers")"
-check "overload: refused means UNAVAILABLE and NOT_CREATED" \
-    $(($(grep -vcE ' (0 CREATED|14 NOT_CREATED)$' "$tmp/answers") == 0))
+check "overload: refused means UNAVAILABLE and NOT_APPLIED" \
+    $(($(grep -vcE ' (0 APPLIED|14 NOT_APPLIED)$' "$tmp/answers") == 0))
 others=$(metric 'grpc_server_handled_total[{].*grpc_code="(Unknown|Internal|DeadlineExceeded|ResourceExhausted)"')
 check "overload: nothing else was answered" $((others == 0))
 flat overload overload

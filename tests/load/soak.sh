@@ -18,7 +18,7 @@ done
 end_samples
 row "creates per second" $((($(created) - before) * 1000 / ($(now) - begin)))
 row "retries" "$(metric aep_gateway_retries_total)"
-for outcome in CREATED UNKNOWN NOT_CREATED; do
+for outcome in APPLIED UNKNOWN NOT_APPLIED; do
     row "creates with outcome $outcome" \
         "$(metric "aep_gateway_creates_total[{]outcome=\"$outcome\"")"
 done

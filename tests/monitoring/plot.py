@@ -86,7 +86,7 @@ CALLS = [
     ("created", GREEN, creates('reason="CREATED"')),
     ("answer lost, batch found again", BLUE, creates('reason="RECOVERED"')),
     ("not created: full", GREY, creates('reason="GATEWAY_OVERLOADED"')),
-    ("not created: else", ORANGE, creates('outcome="NOT_CREATED", reason!="GATEWAY_OVERLOADED"')),
+    ("not created: else", ORANGE, creates('outcome="NOT_APPLIED", reason!="GATEWAY_OVERLOADED"')),
     ("not known", RED, creates('outcome="UNKNOWN"')),
 ]
 REQUESTS = [

@@ -34,7 +34,7 @@ where
             .get_details_retry_info()
             .and_then(|info| info.retry_delay);
         pause = pause.max(asked.unwrap_or_default());
-        let again = error.code() == Code::Unavailable && outcome(&error) == "NOT_CREATED";
+        let again = error.code() == Code::Unavailable && outcome(&error) == "NOT_APPLIED";
         if !again || tries_left == 0 || Instant::now() + pause >= deadline {
             return Err(error);
         }
@@ -44,7 +44,7 @@ where
     Err(Status::deadline_exceeded("no answer in time"))
 }
 
-/// Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an error without
+/// Whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an error without
 /// the gateway's ErrorInfo comes from the library or from somebody in between, and whatever its
 /// code is, it proves nothing.
 pub fn outcome(error: &Status) -> String {

@@ -81,8 +81,8 @@ fn explain(error: &Status) {
     eprintln!(
         "{}",
         match outcome.as_str() {
-            "NOT_CREATED" => "Nothing was created: the call may be repeated.",
-            "CREATED" => "The batch exists: do not create it again.",
+            "NOT_APPLIED" => "Nothing was created: the call may be repeated.",
+            "APPLIED" => "The batch exists: do not create it again.",
             _ => "A batch may exist: look for it before you repeat the call.",
         }
     );

@@ -25,9 +25,9 @@ import java.util.concurrent.TimeUnit;
 public final class CreateBatch {
   private static final Map<String, String> ADVICE =
       Map.of(
-          "NOT_CREATED", "Nothing was created: the call may be repeated.",
+          "NOT_APPLIED", "Nothing was created: the call may be repeated.",
           "UNKNOWN", "A batch may exist: look for it before you repeat the call.",
-          "CREATED", "The batch exists: do not create it again.");
+          "APPLIED", "The batch exists: do not create it again.");
 
   public static void main(String[] args) throws Exception {
     String address = args.length > 0 ? args[0] : "127.0.0.1:50051";
@@ -84,7 +84,7 @@ public final class CreateBatch {
   }
 
   /**
-   * Whether a batch exists. A retry of your own repeats only what is NOT_CREATED: an
+   * Whether a batch exists. A retry of your own repeats only what is NOT_APPLIED: an
    * error without the gateway's ErrorInfo comes from the library or from somebody in between, and
    * whatever its code is, it proves nothing.
    */
