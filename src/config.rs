@@ -11,11 +11,12 @@ use rustls::pki_types::{CertificateDer, DnsName};
 
 use crate::{
     certificates::{self, TlsFiles, TlsOptions},
-    create::LookUp,
+    create_batch::LookupPolicy,
     credentials::{self, Credentials},
+    headers::{self, CREDENTIALS},
+    http_client::{HttpVersion, UpstreamOptions},
     proxies::Proxies,
     telemetry::{LogFilter, LogFormat},
-    upstream::{HttpVersion, UpstreamOptions},
 };
 
 /// The settings of the gateway, as they were given. Each is a flag, an
@@ -246,7 +247,7 @@ pub struct Config {
     /// How the API is reached.
     pub upstream: UpstreamOptions,
     /// When external ids are looked up.
-    pub look_up: LookUp,
+    pub look_up: LookupPolicy,
     /// Whether a create without an external id gets one.
     pub generate_external_ids: bool,
     /// How long one REST request may take in all.
@@ -305,7 +306,7 @@ impl Check {
         self.read(flag, text, |text| {
             let bad = |description: &str| format!("{description} (it becomes {name})");
             let mut value = HeaderValue::from_str(text).map_err(|_| bad("is no header value"))?;
-            value.set_sensitive(credentials::is_secret(name));
+            value.set_sensitive(headers::is_secret(name));
             credentials::check(name, &value).map_err(bad)?;
             Ok(value)
         })
@@ -354,9 +355,9 @@ impl Settings {
             other => Err(format!("is {other:?}: there are auto, 1 and 2")),
         });
         let look_up = check.read("look-up", &self.look_up, |text| match text {
-            "always" => Ok(LookUp::Always),
-            "on-retry" => Ok(LookUp::OnRetry),
-            "never" => Ok(LookUp::Never),
+            "always" => Ok(LookupPolicy::Always),
+            "on-retry" => Ok(LookupPolicy::OnRetry),
+            "never" => Ok(LookupPolicy::Never),
             other => Err(format!(
                 "is {other:?}: there are always, on-retry and never"
             )),
@@ -366,7 +367,7 @@ impl Settings {
             &self.generate_external_ids,
             boolean,
         );
-        if generate_external_ids == Some(true) && look_up == Some(LookUp::Never) {
+        if generate_external_ids == Some(true) && look_up == Some(LookupPolicy::Never) {
             let problem = "--generate-external-ids has no use with --look-up never";
             check.problems.push(problem.to_owned());
         }
@@ -487,7 +488,7 @@ impl Settings {
         let mut credentials = Credentials::default();
         for (i, (flag, text)) in given.into_iter().enumerate() {
             if let Some(text) = text {
-                let name = &credentials::NAMES[i];
+                let name = &CREDENTIALS[i];
                 credentials.defaults[i] = check.credential(flag, name, text);
             }
         }
@@ -901,7 +902,7 @@ mod tests {
                 "{problems:?}"
             );
         }
-        for own in credentials::NAMES.iter() {
+        for own in CREDENTIALS.iter() {
             assert!(forwardable(own.as_str()).is_err(), "{own}");
         }
     }

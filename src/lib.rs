@@ -1,6 +1,6 @@
 //! A gRPC gateway for the batch ingestion REST API of Adobe Experience
-//! Platform. `ARCHITECTURE.md` has the map; the rooms stand here from the top
-//! down, and use only what stands below them (or `outcome`, which knows none).
+//! Platform. `ARCHITECTURE.md` has the map; the modules are listed from the top
+//! down, and use only what is listed below them.
 
 pub mod cli;
 pub mod simulator;
@@ -10,24 +10,28 @@ pub mod server;
 pub mod config;
 pub mod service;
 
-pub mod create;
-pub mod flights;
+pub mod create_batch;
+pub mod operations;
+
+pub mod execution;
+pub mod retry;
 
 pub mod upstream;
 
-pub mod recent;
-pub mod telemetry;
-
+pub mod http_client;
 pub mod status;
 
-pub mod attempts;
+pub mod call;
+pub mod telemetry;
+
 pub mod certificates;
 pub mod credentials;
-pub mod deadline;
-pub mod early_headers;
 pub mod mapping;
 pub mod proxies;
-pub mod quote;
+pub mod redact;
 
-pub mod outcome;
+pub mod failure;
+pub mod headers;
+
+pub mod api;
 pub mod proto;

@@ -8,7 +8,7 @@ use tonic::metadata::MetadataMap;
 use super::{connect, say};
 use crate::{
     config::{Config, Listen},
-    credentials,
+    headers,
     proto::v1::{CreateBatchRequest, batch_service_client::BatchServiceClient},
     simulator::{Simulator, SimulatorOptions},
 };
@@ -17,7 +17,7 @@ use crate::{
 const DATASET: &str = "5c8c3c555033b814b69f947f";
 
 /// What the demo's calls say of themselves, in the order of
-/// [`credentials::NAMES`].
+/// [`headers::CREDENTIALS`].
 const CREDENTIALS: [&str; 4] = ["Bearer demo", "demo", "demo@AdobeOrg", "prod"];
 
 /// Starts a simulated upstream and makes the gateway use it.
@@ -37,7 +37,7 @@ pub(super) async fn show(listen: &Listen, simulator: &Simulator) -> io::Result<(
         ..Default::default()
     };
     let mut metadata = HeaderMap::new();
-    for (name, value) in credentials::NAMES.iter().zip(CREDENTIALS) {
+    for (name, value) in headers::CREDENTIALS.iter().zip(CREDENTIALS) {
         metadata.insert(name, HeaderValue::from_static(value));
     }
     let metadata = MetadataMap::from_headers(metadata);
@@ -51,7 +51,7 @@ pub(super) async fn show(listen: &Listen, simulator: &Simulator) -> io::Result<(
     let status = batch.status().as_str_name();
     let created = batch.created.unwrap_or_default();
 
-    let headers: String = credentials::NAMES
+    let headers: String = headers::CREDENTIALS
         .iter()
         .zip(CREDENTIALS)
         .map(|(name, value)| format!("  -H '{name}: {value}' \\\n"))

@@ -12,7 +12,7 @@ use super::{
     json::{Json, Members, document, object_of},
 };
 use crate::{
-    outcome::Violation,
+    failure::Violation,
     proto::{
         DESCRIPTOR_SET,
         v1::{Batch, CreateBatchRequest},

@@ -20,7 +20,7 @@ use super::{
     Fault, Garbling, Received, State, catalog::Query, intermediary::Intermediary, remember,
     wire::Connection,
 };
-use crate::credentials::new_id;
+use crate::call::request_id::new_id;
 
 pub(super) const IMPORT: &str = "/data/foundation/import";
 pub(super) const CATALOG: &str = "/data/foundation/catalog";
