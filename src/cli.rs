@@ -128,7 +128,7 @@ pub fn run() -> ExitCode {
 }
 
 /// The command line. Every setting is an environment variable too.
-fn command() -> Command {
+pub fn command() -> Command {
     WITH_SETTINGS.into_iter().fold(Cli::command(), |cli, name| {
         cli.mut_subcommand(name, |command| {
             let command = command.args_override_self(true).mut_args(|arg| {
