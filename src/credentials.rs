@@ -185,7 +185,10 @@ mod tests {
             let failure = Credentials::default().headers(&map).expect_err(bad);
             assert!(matches!(failure.kind, Kind::InvalidRequest(_)), "{bad}");
             assert_eq!(fields(&failure), [name]);
-            assert!(!format!("{:?}", failure.kind).contains("ret"), "{failure:?}");
+            assert!(
+                !format!("{:?}", failure.kind).contains("ret"),
+                "{failure:?}"
+            );
         }
         for (name, value) in GOOD {
             let mut map = metadata(&GOOD);

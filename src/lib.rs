@@ -1,6 +1,6 @@
 //! A gRPC gateway for the batch ingestion REST API of Adobe Experience
-//! Platform. `ARCHITECTURE.md` has the map; the modules are listed from the top
-//! down, and use only what is listed below them.
+//! Platform. `ARCHITECTURE.md` has the map. The modules stand here from the top
+//! down, and use only modules below them.
 
 pub mod cli;
 pub mod simulator;
