@@ -28,8 +28,9 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
+    api,
     config::{Config, Listen, Problems, Settings},
-    proto::{DESCRIPTOR_SET, SERVICE_CONFIG},
+    proto::DESCRIPTOR_SET,
     proxies::Proxies,
     server::{self, Running},
     simulator::{Fault, Simulator, SimulatorOptions},
@@ -341,12 +342,12 @@ fn connect(listen: &Listen) -> io::Result<Channel> {
 
 fn write_descriptor(descriptor: Descriptor) -> ExitCode {
     let content = match descriptor.service_config {
-        true => SERVICE_CONFIG.as_bytes(),
-        false => DESCRIPTOR_SET,
+        true => format!("{:#}\n", api::service_config()).into_bytes(),
+        false => DESCRIPTOR_SET.to_vec(),
     };
     let written = match &descriptor.output {
-        Some(file) => fs::write(file, content),
-        None => io::stdout().write_all(content),
+        Some(file) => fs::write(file, &content),
+        None => io::stdout().write_all(&content),
     };
     exit_code(written.map(|()| ExitCode::SUCCESS))
 }

@@ -384,7 +384,7 @@ def cancelled(gateway: Gateway, player: Player) -> None:
     gateway.order("delay-1500")
     told = player.create(cancelAfter=0.3)
     assert_equal(told["code"], "CANCELLED", "code")
-    line = wait_for_line(gateway.log, "create ended after its caller had left")
+    line = wait_for_line(gateway.log, "create completed after the client disconnected")
     ledger = gateway.batches()
     assert_equal(len(ledger) - batches, 1, "new batches")
     assert ledger[-1]["id"] in line, f"the log does not name the batch: {line}"

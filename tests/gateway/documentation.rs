@@ -2,7 +2,12 @@
 
 use std::{env, fs, path::Path};
 
-use aep_batch_gateway::{api::Safety, cli, failure::Reason, status};
+use aep_batch_gateway::{
+    api::{self, Safety},
+    cli,
+    failure::Reason,
+    status,
+};
 use clap::Arg;
 
 fn root() -> &'static Path {
@@ -113,7 +118,13 @@ fn the_errors_page_is_up_to_date() {
         let meaning = reason.meaning();
         page += &format!("| `{reason}` | {code} | {outcome} | {meaning} |\n");
     }
-    check_page("errors.md", &(page + ERROR_DETAILS));
+    check_page("docs/errors.md", &(page + ERROR_DETAILS));
+}
+
+#[test]
+fn the_service_config_is_up_to_date() {
+    let config = format!("{:#}\n", api::service_config());
+    check_page("proto/aep/ingestion/v1/grpc_service_config.json", &config);
 }
 
 #[test]
