@@ -24,6 +24,7 @@ REQUEST = '{"dataset_id": "5c8c3c555033b814b69f947f"}'
 HEADERS = [part for name, value in CREDENTIALS for part in ["-H", f"{name}: {value}"]]
 CREATED = r'"status": "BATCH_STATUS_LOADING"'
 LOST = ["reset-after-create"]
+LOST_IN_TEXT = r'Code: Unknown\n.*"outcome": "UNKNOWN".*"reason": "CONNECTION_LOST"'
 PROTO = "aep/ingestion/v1/batch_service.proto"
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,14 @@ def create(gateway):
     return [*HEADERS, "-d", REQUEST, gateway.address, METHOD]
 
 
-@pytest.mark.parametrize("tool, folder", [("grpcurl", "bin"), ("buf", "node_modules/.bin")])
-def test_the_documented_command_creates_a_batch(simulator, gateway, tool, folder):
-    path = f"{install(tool) / folder}:{os.environ['PATH']}"
-    has = {"grpcurl": "grpcurl -plaintext", "buf": "buf curl"}[tool]
-    run(simulator, ["sh", "-c", documented("sh", has, gateway)], PATH=path).check(0, 1, CREATED)
+@pytest.mark.parametrize("has, code, printed", [
+    ("grpcurl -plaintext", 0, CREATED), ("simulator/fault", 64 + 2, LOST_IN_TEXT), ("buf curl", 0, CREATED),
+])  # fmt: skip
+def test_the_documented_command_makes_its_call(simulator, gateway, has, code, printed):
+    tools = install("buf" if has == "buf curl" else "grpcurl")
+    path = f"{tools}/bin:{tools}/node_modules/.bin:{os.environ['PATH']}"
+    ran = run(simulator, ["sh", "-c", documented("sh", has, gateway)], PATH=path)
+    ran.check(code, 1, printed)
 
 
 def test_grpcurl_lists_the_services(grpcurl, gateway):
@@ -107,8 +111,7 @@ def test_grpcurl_shows_metadata(grpcurl, create):
 
 
 def test_grpcurl_shows_the_details_of_an_error_in_plain_text(grpcurl, create):
-    printed = r'Code: Unknown\n.*"outcome": "UNKNOWN".*"reason": "CONNECTION_LOST"'
-    grpcurl(*create, faults=LOST).check(64 + 2, 1, printed)
+    grpcurl(*create, faults=LOST).check(64 + 2, 1, LOST_IN_TEXT)
 
 
 def test_grpcurl_shows_the_details_of_an_error_as_json(grpcurl, gateway):
