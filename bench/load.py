@@ -7,7 +7,6 @@ import socket
 import struct
 import subprocess
 import time
-from pathlib import Path
 
 from contestants import BASE, EVEN, RUN, Failed
 

@@ -1,23 +1,16 @@
 #!/usr/bin/env bash
 # Runs every fuzz target for a while: run.sh [SECONDS PER TARGET]
-# Needs cargo and a C++ compiler. Seeds stand in corpus/; what is found besides
-# goes to grown/, and inputs that break something to artifacts/.
+# Needs cargo, cargo-fuzz (`make fuzz` installs it) and a C++ compiler. Seeds stand in corpus/;
+# what is found besides goes to grown/, and inputs that break something to artifacts/.
 set -euo pipefail
-
-CARGO_FUZZ=0.13.2
 
 seconds=${1:-30}
 cd "$(dirname "${BASH_SOURCE[0]}")"
-tools=$PWD/.tools
-
-if [[ $("$tools/bin/cargo-fuzz" --version 2>/dev/null) != "cargo-fuzz $CARGO_FUZZ" ]]; then
-    cargo install cargo-fuzz --version "$CARGO_FUZZ" --locked --force --root "$tools"
-fi
 # The sanitizers need a nightly Rust, and find little where unsafe code is forbidden.
 fuzz() {
     local command=$1
     shift
-    "$tools/bin/cargo-fuzz" "$command" --fuzz-dir . --sanitizer none "$@"
+    cargo-fuzz "$command" --fuzz-dir . --sanitizer none "$@"
 }
 fuzz build
 

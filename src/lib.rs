@@ -1,6 +1,6 @@
 //! A gRPC gateway for the batch ingestion REST API of Adobe Experience
-//! Platform. `ARCHITECTURE.md` has the map; the rooms stand here from the top
-//! down, and use only what stands below them (or `outcome`, which knows none).
+//! Platform. `ARCHITECTURE.md` has the map. The modules stand here from the top
+//! down, and use only modules below them.
 
 pub mod cli;
 pub mod simulator;
@@ -20,6 +20,8 @@ pub mod telemetry;
 
 pub mod status;
 
+pub mod quote;
+
 pub mod attempts;
 pub mod certificates;
 pub mod credentials;
@@ -27,7 +29,6 @@ pub mod deadline;
 pub mod early_headers;
 pub mod mapping;
 pub mod proxies;
-pub mod quote;
 
 pub mod outcome;
 pub mod proto;

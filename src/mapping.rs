@@ -5,6 +5,7 @@
 //! cannot hold is kept in `Batch.extra`.
 
 mod batch;
+mod batch_list;
 mod catalog;
 pub(crate) mod json;
 #[cfg(test)]
@@ -12,5 +13,9 @@ mod properties;
 mod request;
 
 pub use batch::{NoBatch, batch_from_json, batch_id_in_beginning};
-pub use catalog::{batches_from_json, is_same_content, special_character};
+pub use batch_list::{ListQuery, list_query, page};
+pub use catalog::{
+    batch_with_id, batches_from_json, check_batch_id, is_same_content, properties,
+    special_character,
+};
 pub use request::create_batch_json;

@@ -119,7 +119,7 @@ def service_config(report: Report, gateway_program: str, file: Path) -> None:
 
 
 def of_readme(readme: Path, language: str, has: str, gateway: Gateway) -> str:
-    """The README's first program in that language that has these words, for this gateway."""
+    """The page's first program in that language that has these words, for this gateway."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", readme.read_text(), re.M | re.S)
     program = next((block for block in blocks if has in block), "")
     assert "127.0.0.1:50051" in program, f"the README has no program in {language}"
@@ -136,7 +136,7 @@ def play_readme(
     with report.check("README"):
         program.parent.mkdir(parents=True, exist_ok=True)
         language = LANGUAGES[program.suffix]
-        program.write_text(of_readme(root / "README.md", language, "atchService", gateway))
+        program.write_text(of_readme(root / "clients/README.md", language, "atchService", gateway))
         for command in commands[:-1]:
             assert_run(run(gateway, [], command, root), 0, 0, "")
         assert_run(run(gateway, [], commands[-1], root), 0, 1, r"^[0-9a-f]{32}$")

@@ -22,9 +22,9 @@ LOST = ["reset-after-create"]
 LOST_IN_TEXT = r'Code: Unknown\n.*"outcome": "UNKNOWN".*"reason": "CONNECTION_LOST"'
 
 
-def readme(has: str, gateway: Gateway, program: str, cwd: Path) -> Run:
-    """Runs the README's command."""
-    command = of_readme(cwd / "README.md", "sh", has, gateway)
+def readme(has: str, gateway: Gateway, program: str, cwd: Path, page: str = "README.md") -> Run:
+    """Runs the page's command."""
+    command = of_readme(cwd / page, "sh", has, gateway)
     path = f"{Path(program).parent}:{os.environ['PATH']}"
     return run(gateway, [], ["sh", "-c", command], cwd, PATH=path)
 
@@ -39,6 +39,8 @@ def grpcurl(report: Report, gateway: Gateway, program: str, cwd: Path, descripto
     without_reflection = ["-import-path", "proto", "-proto", "aep/ingestion/v1/batch_service.proto"]
     with report.check("README"):
         assert_run(readme("grpcurl -plaintext", gateway, program, cwd), 0, 1, CREATED)
+    with report.check("README: a lost response"):
+        assert_run(readme("simulator/fault", gateway, program, cwd), 64 + 2, 1, LOST_IN_TEXT)
     with report.check("list"):
         services = f"^{SERVICE}\ngrpc.health.v1.Health\ngrpc.reflection.v1.ServerReflection$"
         assert_run(plain(address, "list"), 0, 0, services)
@@ -123,7 +125,7 @@ def buf_curl(report: Report, gateway: Gateway, program: str, cwd: Path, descript
     server = f"http://{gateway.address}"
     create = [*HEADERS, "-d", REQUEST, f"{server}/{METHOD}"]
     with report.check("README"):
-        assert_run(readme("buf curl", gateway, program, cwd), 0, 1, CREATED)
+        assert_run(readme("buf curl", gateway, program, cwd, "clients/README.md"), 0, 1, CREATED)
     with report.check("--list-methods"):
         said = f"^{METHOD}\n.*grpc.health.v1.Health/Check\n"
         assert_run(curl("--list-methods", server), 0, 0, said)

@@ -8,7 +8,7 @@ import grpc
 from aep.ingestion.v1 import batch_service_pb2 as pb
 from aep.ingestion.v1 import batch_service_pb2_grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format
-from google.rpc import error_details_pb2  # noqa: F401: so that details are known by name
+from google.rpc import error_details_pb2  # noqa: F401 (so that details are known by name)
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,

@@ -79,7 +79,7 @@ ROWS = [
                   "reqps", ("{{grpc_code}}", rate("grpc_server_handled_total", "grpc_code", labels=BATCHES) + " > 0"),
                   stack=True),
             graph("Failed creates by reason",
-                  "Each reason is explained in the README. UPSTREAM_… and API_UNAVAILABLE: Adobe or the "
+                  "Each reason is explained in docs/errors.md. UPSTREAM_… and API_UNAVAILABLE: Adobe or the "
                   "way there. GATEWAY_OVERLOADED: add gateways. GATEWAY_FAILED: a bug, report it.",
                   "reqps", ("{{reason}}", rate("aep_gateway_creates_total", "reason", FAILED) + " > 0"), stack=True),
             graph("How long calls take",

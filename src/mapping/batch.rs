@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt};
 
 use prost_types::{Struct, Timestamp};
 
-use super::json::{Json, Members, document, first_id, object_of, one_or_list};
+use super::json::{Json, Members, document, first_id, group_by_name, object_of, one_or_list};
 use crate::proto::v1::{
     AvailableDates, Batch, BatchError, BatchStatus, InputFormat, RelatedObject, Replay, TagValues,
 };
@@ -82,7 +82,8 @@ pub fn batch_id_in_beginning(body: &[u8]) -> Option<String> {
 }
 
 /// A batch, with or without an id.
-pub(super) fn batch_from_members(members: Members<'_>) -> Batch {
+pub(super) fn batch_from_members(mut members: Members<'_>) -> Batch {
+    group_by_name(&mut members);
     let mut batch = Batch::default();
     let mut extra = BTreeMap::new();
     for same_name in members.chunk_by(|a, b| a.0 == b.0) {
@@ -232,9 +233,10 @@ fn read_tag_object(tags: &mut BTreeMap<String, TagValues>, json: Json<'_>) -> bo
 /// Reads the members of an object, the last of equal names; false where
 /// something of it is left.
 fn read_object(json: Json<'_>, mut read: impl FnMut(&str, Json<'_>) -> bool) -> bool {
-    let Some(members) = json.object() else {
+    let Some(mut members) = json.object() else {
         return false;
     };
+    group_by_name(&mut members);
     let mut held = true;
     for same_name in members.chunk_by(|a, b| a.0 == b.0) {
         let (name, last) = &same_name[same_name.len() - 1];
@@ -291,29 +293,38 @@ fn read_status(status: &mut i32, json: Json<'_>) -> bool {
     known.is_some()
 }
 
-/// The words of the batch ingestion overview and troubleshooting guide.
-pub(super) fn status_of(word: &str) -> Option<BatchStatus> {
-    Some(match word {
-        "loading" => BatchStatus::Loading,
-        "loaded" => BatchStatus::Loaded,
-        "staging" => BatchStatus::Staging,
-        "staged" => BatchStatus::Staged,
-        "processing" => BatchStatus::Processing,
-        "queued" => BatchStatus::Queued,
-        "retrying" => BatchStatus::Retrying,
-        "stalled" => BatchStatus::Stalled,
-        "active" => BatchStatus::Active,
-        "success" => BatchStatus::Success,
-        "failed" => BatchStatus::Failed,
-        "failure" => BatchStatus::Failure,
-        "aborted" => BatchStatus::Aborted,
-        "abandoned" => BatchStatus::Abandoned,
-        "inactive" => BatchStatus::Inactive,
-        "archived" => BatchStatus::Archived,
-        "retained" => BatchStatus::Retained,
-        "deleted" => BatchStatus::Deleted,
-        _ => return None,
-    })
+/// The words of the batch ingestion overview and troubleshooting guide, in the
+/// order of [`BatchStatus`]'s numbers from 1 on.
+const STATUS_WORDS: [&str; 18] = [
+    "loading",
+    "loaded",
+    "staging",
+    "staged",
+    "processing",
+    "queued",
+    "retrying",
+    "stalled",
+    "active",
+    "success",
+    "failed",
+    "failure",
+    "aborted",
+    "abandoned",
+    "inactive",
+    "archived",
+    "retained",
+    "deleted",
+];
+
+fn status_of(word: &str) -> Option<BatchStatus> {
+    let index = STATUS_WORDS.iter().position(|known| *known == word)?;
+    BatchStatus::try_from(index as i32 + 1).ok()
+}
+
+/// The word for a status; `None` for one that has none.
+pub(super) fn status_word(status: i32) -> Option<&'static str> {
+    let index = usize::try_from(status).ok()?.checked_sub(1)?;
+    STATUS_WORDS.get(index).copied()
 }
 
 fn put<T>(place: &mut Option<T>, value: Option<T>) -> bool {
@@ -488,31 +499,16 @@ mod tests {
 
     #[test]
     fn statuses() {
-        let words = [
-            "loading",
-            "loaded",
-            "staging",
-            "staged",
-            "processing",
-            "queued",
-            "retrying",
-            "stalled",
-            "active",
-            "success",
-            "failed",
-            "failure",
-            "aborted",
-            "abandoned",
-            "inactive",
-            "archived",
-            "retained",
-            "deleted",
-        ];
-        for word in words {
+        for (index, word) in STATUS_WORDS.into_iter().enumerate() {
             let batch = with(&format!(r#""status":"{word}""#));
             let name = format!("BATCH_STATUS_{}", word.to_ascii_uppercase());
             assert_eq!(batch.status().as_str_name(), name);
             assert_eq!(batch.extra, None);
+            assert_eq!(status_word(index as i32 + 1), Some(word));
+        }
+        for odd in [i32::MIN, -1, 0, 19, i32::MAX] {
+            assert_eq!(status_word(odd), None);
+            assert!(BatchStatus::try_from(odd).is_err() || odd == 0);
         }
         for odd in [r#""melting""#, "7", "null"] {
             let batch = with(&format!(r#""status":{odd}"#));

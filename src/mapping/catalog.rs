@@ -1,34 +1,121 @@
-//! Batches that Catalog lists, and whether one of them is the batch that a
+//! Batches as Catalog shows them, and whether one of them is the batch that a
 //! request asks for.
+
+use std::sync::LazyLock;
+
+use prost::Message;
+use prost_types::{FileDescriptorSet, Value, value::Kind};
 
 use super::{
     NoBatch,
     batch::batch_from_members,
-    json::{Json, document, object_of},
+    json::{Json, Members, document, object_of},
 };
-use crate::proto::v1::{Batch, CreateBatchRequest};
+use crate::{
+    outcome::Violation,
+    proto::{
+        DESCRIPTOR_SET,
+        v1::{Batch, CreateBatchRequest},
+    },
+};
+
+/// The value of Catalog's `properties`: the documented members of a batch, which
+/// are the fields of `Batch`. Without it Catalog returns all there is, which
+/// "may exceed 3 GB" ("Filter Catalog data using query parameters").
+pub fn properties() -> &'static str {
+    static PROPERTIES: LazyLock<String> = LazyLock::new(|| {
+        let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap_or_default();
+        let messages = set.file.iter().flat_map(|file| &file.message_type);
+        let batch = messages.filter(|message| message.name() == "Batch");
+        // The id is the key in Catalog's map, and `extra` is the gateway's own.
+        let names: Vec<_> = batch
+            .flat_map(|batch| batch.field.iter().map(|field| field.json_name()))
+            .filter(|name| !matches!(*name, "id" | "extra"))
+            .collect();
+        names.join(",")
+    });
+    &PROPERTIES
+}
+
+/// Checks an id that becomes a segment of the path `/batches/{id}`.
+pub fn check_batch_id(id: &str) -> Result<(), Vec<Violation>> {
+    const LONGEST: usize = 256;
+    let problem = match id {
+        "" => "is required: the id of a batch",
+        "." | ".." => "is not the id of a batch",
+        _ if id.len() > LONGEST => "is longer than 256 bytes",
+        _ if id.contains(char::is_control) => "must not contain control characters",
+        // "View multiple objects" of the Catalog guide.
+        _ if id.contains(',') => "must not contain ',', which separates ids in Catalog's paths",
+        _ => return Ok(()),
+    };
+    Err(vec![Violation::new("batch_id", problem)])
+}
+
+/// Reads the answer to Catalog's `GET /batches/{id}`: a map that holds the batch
+/// under its id. `None` if there is no such batch: Catalog's reference documents
+/// a 404 for that, and an empty object or array are understood too.
+pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, NoBatch> {
+    let text = document(body);
+    let array = Json::parse(&text).and_then(Json::array);
+    if array.is_some_and(|elements| elements.is_empty()) {
+        return Ok(None);
+    }
+    let members = members_of(&text)?;
+    if members.is_empty() {
+        return Ok(None);
+    }
+    if let Some((_, json)) = members.iter().rfind(|(key, _)| key == id)
+        && json.is_object()
+    {
+        return batch_under(id, *json).map(Some);
+    }
+    let own_id = members.iter().rfind(|(name, _)| name == "id");
+    if own_id.is_some_and(|(_, json)| json.string().as_deref() == Some(id)) {
+        return Ok(Some(batch_from_members(members)));
+    }
+    Err(match members.iter().all(|(_, json)| json.is_object()) {
+        true => NoBatch::OtherBatches,
+        false => NoBatch::NoId,
+    })
+}
 
 /// Reads the answer to Catalog's `GET /batches`: a map of batches by id
 /// (Catalog Service API reference), in Catalog's order.
 pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
     let text = document(body);
+    let members = members_of(&text)?;
+    let batches = members.iter().map(|(id, json)| batch_under(id, *json));
+    batches.collect()
+}
+
+/// The members of Catalog's map.
+fn members_of(text: &str) -> Result<Members<'_>, NoBatch> {
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);
     }
-    let Some(members) = object_of(&text) else {
-        return Err(match Json::parse(&text) {
-            Some(_) => NoBatch::NoId,
-            None => NoBatch::NotJson,
-        });
-    };
-    members
-        .into_iter()
-        .map(|(id, json)| {
-            let mut batch = batch_from_members(json.object().ok_or(NoBatch::NoId)?);
-            batch.id = id.into_owned();
-            (!batch.id.is_empty()).then_some(batch).ok_or(NoBatch::NoId)
-        })
-        .collect()
+    object_of(text).ok_or_else(|| match Json::parse(text) {
+        Some(_) => NoBatch::NoId,
+        None => NoBatch::NotJson,
+    })
+}
+
+/// The batch that stands under this key. Its own id may be missing; another one
+/// is kept in `extra`.
+fn batch_under(id: &str, json: Json<'_>) -> Result<Batch, NoBatch> {
+    let mut batch = batch_from_members(json.object().ok_or(NoBatch::NoId)?);
+    if id.is_empty() {
+        return Err(NoBatch::NoId);
+    }
+    if batch.id != id {
+        let own_id = std::mem::replace(&mut batch.id, id.to_owned());
+        if !own_id.is_empty() {
+            let kind = Some(Kind::StringValue(own_id));
+            let extra = &mut batch.extra.get_or_insert_default().fields;
+            extra.entry("id".to_owned()).or_insert(Value { kind });
+        }
+    }
+    Ok(batch)
 }
 
 /// The character for which Catalog's filter does not take an external id
@@ -86,7 +173,7 @@ pub fn is_same_content(request: &CreateBatchRequest, batch: &Batch) -> bool {
 
 /// The id in a reference as Catalog gives it, like `@/dataSets/5c8c…` ("Create
 /// a dataset using the Catalog API"); an id alone is itself.
-fn bare(dataset: &str) -> &str {
+pub(super) fn bare(dataset: &str) -> &str {
     dataset.strip_prefix("@/dataSets/").unwrap_or(dataset)
 }
 
@@ -106,19 +193,76 @@ mod tests {
     fn a_map_of_batches() {
         let read = |text: &str| batches_from_json(text.as_bytes());
         assert_eq!(read("{}"), Ok(Vec::new()));
-        let batches = read(r#"{"a":{"status":"active","x":1},"b":{"id":"other"}}"#).expect("two");
-        assert_eq!(batches[0].id, "a");
-        assert!(batches[0].extra.is_some());
-        assert_eq!(batches[1].id, "b");
+        let batches = read(r#"{"b":{"status":"active","x":1},"ä":{},"a":{"id":"other"}}"#);
+        let batches = batches.expect("three");
+        let ids: Vec<_> = batches.iter().map(|batch| batch.id.as_str()).collect();
+        assert_eq!(ids, ["b", "ä", "a"], "in Catalog's order");
+        let extra = |batch: &Batch| {
+            let fields = batch.extra.clone().unwrap_or_default().fields;
+            fields.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(extra(&batches[0]), ["x"]);
+        assert_eq!(extra(&batches[2]), ["id"]);
         for (odd, expected) in [
             ("", NoBatch::Empty),
             ("<html>", NoBatch::NotJson),
             ("[]", NoBatch::NoId),
+            ("7", NoBatch::NoId),
             (r#"{"a":1}"#, NoBatch::NoId),
             (r#"{"":{}}"#, NoBatch::NoId),
         ] {
             assert_eq!(read(odd), Err(expected), "{odd}");
         }
+    }
+
+    #[test]
+    fn one_batch_by_its_id() {
+        let read = |text: &str, id: &str| {
+            let found = batch_with_id(text.as_bytes(), id);
+            found.map(|batch| batch.map(|batch| batch.version().to_owned()))
+        };
+        for (text, id) in [
+            (r#"{"a":{"version":"1"}}"#, "a"),
+            (r#"{"a":{"id":"a","version":"1"}}"#, "a"),
+            (r#"{"b":{"version":"2"},"a":{"version":"1"}}"#, "a"),
+            (r#"{"id":"a","version":"1"}"#, "a"),
+            (r#"{"id":{"version":"1"}}"#, "id"),
+        ] {
+            assert_eq!(read(text, id), Ok(Some("1".to_owned())), "{text}");
+        }
+        for none in ["{}", " [ ] "] {
+            assert_eq!(read(none, "a"), Ok(None), "{none}");
+        }
+        for (odd, expected) in [
+            ("", NoBatch::Empty),
+            ("<html>", NoBatch::NotJson),
+            (r#"{"b":{}}"#, NoBatch::OtherBatches),
+            (r#"{"id":"b"}"#, NoBatch::NoId),
+            (r#"{"a":1}"#, NoBatch::NoId),
+            (r#"{"message":"a"}"#, NoBatch::NoId),
+            (r#"["@/batches/a"]"#, NoBatch::NoId),
+        ] {
+            assert_eq!(read(odd, "a"), Err(expected), "{odd}");
+        }
+    }
+
+    #[test]
+    fn ids_that_no_path_can_hold_are_refused() {
+        for good in ["01E8", "a b/c?d#e%2F", "...", "é"] {
+            assert_eq!(check_batch_id(good), Ok(()), "{good}");
+        }
+        for bad in ["", ".", "..", "a,b", "a\n", &"x".repeat(257)] {
+            let violations = check_batch_id(bad).expect_err(bad);
+            assert_eq!(violations[0].field, "batch_id");
+        }
+    }
+
+    #[test]
+    fn the_documented_members_are_asked_for() {
+        let expected = "imsOrg,created,updated,started,completed,status,recordCount,\
+            failedRecordCount,size,version,externalId,inputFormat,relatedObjects,tags,createdUser,\
+            updatedUser,createdClient,availableDates,errors,metrics,replay,failedBatchLocation";
+        assert_eq!(properties(), expected);
     }
 
     #[test]

@@ -81,8 +81,7 @@ impl<'a> Json<'a> {
         String::from_utf8(bytes.into_owned()).ok()
     }
 
-    /// The members of an object, sorted so that equal names stand together, in
-    /// their order.
+    /// The members of an object, in their order.
     pub(crate) fn object(self) -> Option<Members<'a>> {
         self.is_object().then(|| object_of(self.0)).flatten()
     }
@@ -130,7 +129,8 @@ impl<'a> Json<'a> {
     }
 
     fn to_struct_at(self, depth: usize) -> Option<Struct> {
-        let members = self.object()?;
+        let mut members = self.object()?;
+        group_by_name(&mut members);
         let fields = members
             .chunk_by(|a, b| a.0 == b.0)
             .map(|same_name| {
@@ -143,15 +143,18 @@ impl<'a> Json<'a> {
     }
 }
 
-/// Names and values of an object.
+/// Names and values of an object, in its order.
 pub(crate) type Members<'a> = Vec<(Cow<'a, str>, Json<'a>)>;
+
+/// Puts equal names next to each other, in their order.
+pub(crate) fn group_by_name(members: &mut Members<'_>) {
+    members.sort_by(|(a, _), (b, _)| a.len().cmp(&b.len()).then_with(|| a.cmp(b)));
+}
 
 /// Reads a document that is an object, as [`Json::object`] does; `None` where it
 /// is something else, or not JSON.
 pub(crate) fn object_of(text: &str) -> Option<Members<'_>> {
-    let mut members = serde_json::from_str::<Object<'_>>(text).ok()?.0;
-    members.sort_by(|(a, _), (b, _)| a.len().cmp(&b.len()).then_with(|| a.cmp(b)));
-    Some(members)
+    Some(serde_json::from_str::<Object<'_>>(text).ok()?.0)
 }
 
 /// The string member `id` of an object, or the first string of an array, in a
