@@ -29,7 +29,7 @@ def left_out(envoy):
     return goaways
 
 
-async def test_two_replicas_share_the_calls_over_plaintext_http2(programs):
+async def test_two_replicas_share_the_calls(programs):
     simulator = programs.simulator()
     gateways = programs.gateways(2, simulator)
     envoy = programs.envoy(gateways, NO_RETRY)
@@ -43,7 +43,7 @@ async def test_two_replicas_share_the_calls_over_plaintext_http2(programs):
     assert http1 == 0 and http2 > 0
 
 
-async def test_a_draining_gateway_is_left_out_by_health_checks_before_its_goaway(programs):
+async def test_a_draining_gateway_is_left_out_by_health_checks(programs):
     """There are no calls while it is found out: their responses would tell as well."""
     simulator = programs.simulator("--latency", "50ms")
     stays, drains = gateways = programs.gateways(2, simulator, *DRAINS)
@@ -75,7 +75,7 @@ async def test_a_draining_gateway_is_left_out_by_health_checks_before_its_goaway
     assert_all_ok(await load.counted(simulator))
 
 
-async def test_a_draining_gateway_is_left_out_by_a_response_header(programs):
+async def test_a_draining_gateway_is_left_out_by_a_header(programs):
     """Envoy learns it from the next response, not at its next health check. It also hands the
     header on, so the route removes it: an Envoy further out would believe that this one fails."""
     header = "x-envoy-immediate-health-check-fail"
@@ -107,7 +107,7 @@ async def test_a_draining_gateway_is_left_out_by_a_response_header(programs):
         pytest.param((), {}, id="neither"),
     ],
 )
-async def test_no_call_fails_while_each_gateway_is_restarted(programs, flags, cluster):
+async def test_no_call_fails_in_a_rolling_restart(programs, flags, cluster):
     simulator = programs.simulator("--latency", "50ms")
     gateways = programs.gateways(2, simulator, *flags)
     envoy = programs.envoy(gateways, ISTIO, cluster=cluster)
@@ -150,7 +150,7 @@ async def test_no_gateway_leaves_because_the_api_is_down(programs):
     assert_all_ok(await load.counted(simulator, afterwards=0))
 
 
-async def test_outlier_detection_ejects_for_unavailable_but_not_for_unknown_outcomes(programs):
+async def test_outlier_detection_ejects_for_unavailable_only(programs):
     """Envoy counts our codes as HTTP statuses, but only those that are in headers: UNAVAILABLE is a
     503. So a dead API makes healthy gateways leave for a while; an unknown outcome, which is told
     in trailers, does not."""

@@ -14,7 +14,7 @@ from harness.load import Load, assert_all_ok, assert_safe
 OVERLOADED = ("UNAVAILABLE", "NOT_APPLIED", "GATEWAY_OVERLOADED")
 
 
-async def test_no_call_is_lost_while_connections_last_a_second(programs):
+async def test_no_call_is_lost_when_connections_end(programs):
     simulator = programs.simulator("--latency", "50ms")
     gateway = programs.gateway(simulator, "--max-connection-age", "1s")
     envoy = programs.envoy([gateway], NO_RETRY)
@@ -28,7 +28,7 @@ async def test_no_call_is_lost_while_connections_last_a_second(programs):
 
 
 @pytest.mark.parametrize("policy", [NO_RETRY, ISTIO], ids=["no-retries", "istio-defaults"])
-async def test_ten_times_too_many_calls_are_refused_at_once(programs, policy):
+async def test_overload_is_refused_at_once(programs, policy):
     """Two gateways that make one call at once each, of 100 ms."""
     capacity, seconds = 20, 5
     simulator = programs.simulator("--latency", "100ms")
@@ -64,7 +64,7 @@ async def test_a_rate_limit_of_the_api_is_not_retried(programs, policy):
     assert envoy.stat("upstream_rq_total") == len(calls)
 
 
-async def test_5000_calls_at_once_get_as_many_connections_as_they_need(programs):
+async def test_5000_calls_at_once_get_enough_connections(programs):
     """Over one Envoy that knows the gateway's limit of streams. The gateway refuses only what is
     past its limit of creates."""
     total, limit, streams = 5000, 4000, 256
@@ -96,7 +96,7 @@ async def test_5000_calls_at_once_get_as_many_connections_as_they_need(programs)
     assert gateway.calls() == total
 
 
-async def test_streams_past_the_limit_are_refused_without_cutting_the_connection(programs):
+async def test_a_burst_past_the_stream_limit_cuts_no_connection(programs):
     """2,500 calls at once over an Envoy that does not know the limit, and sends some 1,000 on its
     first connection before it is told. The gateway refuses those past the limit, which Envoy may
     repeat; cutting the connection would lose the calls that it took."""
@@ -113,7 +113,7 @@ async def test_streams_past_the_limit_are_refused_without_cutting_the_connection
     assert not [c for c in calls if c.code != "OK" and c.batches]
 
 
-async def test_calls_in_flight_while_draining_need_no_new_connection_to_the_api(programs):
+async def test_a_drain_needs_no_new_connection_to_the_api(programs):
     """A sidecar that ends first refuses new connections."""
     release = threading.Event()
 

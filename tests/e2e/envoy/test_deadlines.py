@@ -25,7 +25,7 @@ async def forty_calls(load, **options):
         await asyncio.sleep(0.02)
 
 
-async def test_the_gateway_answers_before_the_timeout_of_envoys_route(programs):
+async def test_the_gateway_answers_before_the_route_timeout(programs):
     """Whatever the caller's deadline is, Envoy waits a second, and tells the gateway so."""
     simulator = programs.simulator("--latency", "3s")
     envoy = programs.envoy([programs.gateway(simulator)], ISTIO, route=timeout("1s"))
@@ -39,7 +39,7 @@ async def test_the_gateway_answers_before_the_timeout_of_envoys_route(programs):
     assert not [c for c in calls if len(c.batches) != 1], "each makes one batch in the end"
 
 
-async def test_the_gateway_answers_before_the_timeout_of_a_try(programs):
+async def test_the_gateway_answers_before_the_per_try_timeout(programs):
     """So no try is given up and repeated while it may still make its batch."""
     simulator = programs.simulator("--latency", "1500ms")
     gateways = programs.gateways(2, simulator)
@@ -52,7 +52,7 @@ async def test_the_gateway_answers_before_the_timeout_of_a_try(programs):
     assert envoy.stat("upstream_rq_per_try_timeout") <= len(calls) / 2
 
 
-async def test_envoy_does_not_retry_when_the_callers_deadline_is_over(programs):
+async def test_envoy_does_not_retry_past_the_callers_deadline(programs):
     simulator = programs.simulator("--latency", "1500ms")
     envoy = programs.envoy(programs.gateways(2, simulator), ISTIO)
     load = Load(envoy.address)
@@ -99,7 +99,7 @@ class Unreachable:
             return received
 
 
-async def test_no_caller_waits_longer_than_its_deadline_over_all_tries(programs):
+async def test_no_caller_waits_longer_than_its_deadline(programs):
     """Each try by Envoy brings the caller's whole deadline anew, and takes long: 0.7 s without a
     connection to the API. The caller's time is over within the third."""
     deadline = 1.8

@@ -22,7 +22,7 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-async def test_only_known_headers_and_the_request_id_go_to_the_api_and_back(programs):
+async def test_only_known_headers_reach_the_api(programs):
     recorder = Recorder(programs)
     # Two hop headers by name: that they arrive shows that Envoy did add them.
     hops = {"x-envoy-attempt-count", "x-forwarded-proto"}

@@ -137,7 +137,7 @@ async def test_random_faults_behind_sidecars_make_no_duplicate(programs):
 
 
 @pytest.mark.parametrize("example", ["envoy-example", "istio-example"])
-async def test_an_example_retries_what_carries_aep_batch_retry_and_nothing_else(programs, example):
+async def test_an_example_retries_only_what_is_marked(programs, example):
     simulator, _, envoy = start(programs, example)
     load = Load(envoy.address)
     for fault, code, expected in [

@@ -90,7 +90,7 @@ async def test_only_an_allowed_spiffe_id_may_call(programs):
     assert gateway.status("/readyz") == 200, "probes need no TLS"
 
 
-async def test_certificates_and_authorities_change_under_load(programs):
+async def test_certificates_change_under_load(programs):
     """Gateway and Envoy move from one authority to another in the usual three steps. Connections
     last a second, so new ones are made all the time."""
     old, new = Authority("old"), Authority("new")

@@ -83,7 +83,7 @@ def test_envoy_translates_grpc_web(programs, form):
 
 @both_forms
 @pytest.mark.parametrize("version", [1, 2], ids=["http1", "http2"])
-def test_the_gateway_translates_grpc_web_that_envoy_hands_on(programs, form, version):
+def test_the_gateway_translates_grpc_web_behind_envoy(programs, form, version):
     simulator = programs.simulator()
     gateway = programs.gateway(
         simulator, "--grpc-web", "true", "--grpc-web-origins", PAGE, request_timeout=1.0
