@@ -58,7 +58,7 @@ test: ## The promises, on the running program (no network, no other language)
 	cargo test --locked
 
 e2e: $(GATEWAY) ## Real clients, Envoy, browsers, Prometheus, Helm
-	clients/test.sh $(GATEWAY)
+	tests/e2e/run.sh --gateway $(GATEWAY)
 	tests/envoy/run.sh $(GATEWAY)
 	tests/grpc-web/run.sh $(GATEWAY)
 	tests/monitoring/run.sh $(GATEWAY)
@@ -99,6 +99,7 @@ tools: $(BUF) $(ACTIONLINT) $(PYTHON)
 
 builds: ## What takes minutes to compile, for .ci/run to do in the background
 	deploy/test.sh --build
+	tests/e2e/clients/install.sh
 	cargo build --locked --release --manifest-path bench/Cargo.toml
 
 .PHONY: $(GATEWAY)

@@ -1,7 +1,7 @@
 //! The bodies of errors, in every shape that Adobe documents.
 
 use crate::{
-    mapping::json::{Json, Members, document, object_of},
+    mapping::json::{Document, Json, Members, text_of},
     outcome::ApiError,
     quote::Quote,
 };
@@ -27,7 +27,8 @@ pub fn read(body: &[u8], quote: &Quote<'_>) -> ApiError {
 }
 
 fn known_shape(body: &[u8], quote: &Quote<'_>) -> Option<ApiError> {
-    read_members(&object_of(&document(body))?, quote)
+    let text = text_of(body);
+    read_members(&Document::parse(&text)?.root().object()?, quote)
 }
 
 /// Whether a body is an error, in these or other shapes: it has a member that
@@ -41,11 +42,13 @@ pub(super) fn is_error(body: &[u8]) -> bool {
         "message",
         "title",
     ];
-    let text = document(body);
-    let members = object_of(&text).unwrap_or_default();
-    members
-        .iter()
-        .any(|(name, _)| MARKS.contains(&name.as_ref()))
+    let text = text_of(body);
+    let document = Document::parse(&text);
+    let members = document
+        .as_ref()
+        .and_then(|document| document.root().object());
+    let mut names = members.iter().flatten().map(|(name, _)| name.as_ref());
+    names.any(|name| MARKS.contains(&name))
 }
 
 fn read_members(members: &Members<'_>, quote: &Quote<'_>) -> Option<ApiError> {

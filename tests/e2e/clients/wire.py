@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, unquote
 
 PREFACE = 24  # bytes with which an HTTP/2 client begins
 DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
@@ -15,12 +16,12 @@ END_HEADERS = 4
 
 
 class Api:
-    """An API that answers a create by its dataset, and remembers what it was sent.
+    """An API that answers a create by its dataset, shows batches that Catalog is asked for, and
+    remembers what it was sent."""
 
-    An answer is a status, a body and, where it has some, further headers."""
-
-    def __init__(self, answers: dict[str, tuple]) -> None:
+    def __init__(self, responses: dict[str, tuple], batches: dict[str, dict]) -> None:
         self.received: list[dict] = []
+        self.queries: list[dict[str, str]] = []
         api = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,10 +30,18 @@ class Api:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 api.received.append(body)
-                self.answer(*answers[body["datasetId"]])
+                self.answer(*responses[body["datasetId"]])
 
-            def do_GET(self) -> None:  # a look-up that finds nothing
-                self.answer(200, {})
+            def do_GET(self) -> None:
+                path, _, query = self.path.partition("?")
+                batch_id = unquote(path.rpartition("/")[2])
+                api.queries.append(dict(parse_qsl(query)))
+                if api.queries[-1].get("orderBy") == "desc:created":  # a list
+                    self.answer(200, batches)
+                elif batch_id in batches:
+                    self.answer(200, {batch_id: batches[batch_id]})
+                else:  # also a look-up by external id, before a create
+                    self.answer(200, {})
 
             def answer(self, status: int, body: dict, headers: dict | None = None) -> None:
                 text = json.dumps(body, ensure_ascii=False).encode()
@@ -48,10 +57,11 @@ class Api:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        url = f"http://127.0.0.1:{self.server.server_port}"
+        self.upstream_url, self.catalog_url = f"{url}/import", f"{url}/catalog"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
 
@@ -106,7 +116,7 @@ class Proxy:
             pass
         client.close()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.listener.close()
 
 
@@ -184,5 +194,5 @@ class Relay:
             except OSError:
                 pass
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.listener.close()

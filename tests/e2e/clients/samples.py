@@ -1,4 +1,4 @@
-"""A request and an answer that have every field, as protobuf's JSON and as Adobe's."""
+"""Requests and responses that have every field, as protobuf's JSON and as Adobe's."""
 
 import re
 from pathlib import Path
@@ -34,8 +34,8 @@ REST_REQUEST = {**REQUEST, "tags": {FAMILY: [FAMILY, "", "한국어"]}}
 METRICS = {"rows": 3, "share": 0.5, "steps": [{"name": "日本", "ok": True}, None]}
 REST_ERROR = {"code": "106", "description": "Größe", "rows": ["1", "13-26"], "recordCount": 14}
 
-# An answer of Adobe's, and what a client must get for it.
-REST_ANSWER = {
+# A response of Adobe's, and what a client must get for it.
+REST_BATCH = {
     "id": "every-field-1",
     "imsOrg": "demo@AdobeOrg",
     "created": 1668019531256,
@@ -66,13 +66,14 @@ REST_ANSWER = {
     "availableDates": {"startDate": 1668019531, "endDate": 1668019532},
     "errors": [REST_ERROR],
     "metrics": METRICS,
-    "replay": REQUEST["replay"],
+    "replay": {**REQUEST["replay"], "predecessorListingType": "ALL"},
+    "failedBatchLocation": "https://platform.adobe.io/data/foundation/export/batches/1/failed",
     "unheard": {"of": [1, "日本語", None, {"deep": False}]},
 }
 ERROR = {**REST_ERROR, "recordCount": "14"}
-ANSWER = {
+RESPONSE = {
     "batch": {
-        **{name: value for name, value in REST_ANSWER.items() if name != "unheard"},
+        **{name: value for name, value in REST_BATCH.items() if name != "unheard"},
         "created": "2022-11-09T18:45:31.256Z",
         "updated": "2022-11-09T18:45:32.001Z",
         "started": "2022-11-09T18:45:33.120Z",
@@ -83,7 +84,7 @@ ANSWER = {
         "size": "1342576",
         "relatedObjects": [
             {
-                **REST_ANSWER["relatedObjects"][0],
+                **REST_BATCH["relatedObjects"][0],
                 "status": "BATCH_STATUS_ACTIVE",
                 "errors": [ERROR],
             }
@@ -94,9 +95,38 @@ ANSWER = {
             "endDate": "2022-11-09T18:45:32Z",
         },
         "errors": [ERROR],
-        "extra": {"unheard": REST_ANSWER["unheard"]},
+        "extra": {"unheard": REST_BATCH["unheard"]},
     },
     "origin": "BATCH_ORIGIN_CREATED",
+}
+
+# What a list is asked for, and the query that the API must get for it.
+LIST_REQUEST = {
+    "datasetId": "every-field",
+    "statuses": ["BATCH_STATUS_FAILED", "BATCH_STATUS_FAILURE"],
+    "externalId": "Ω-1",
+    "createdAfter": "2022-11-09T18:45:31.250Z",
+    "createdBefore": "2022-11-09T18:45:31.300Z",
+    "pageSize": 1,
+}
+LIST_QUERY = {
+    "dataSet": "every-field",
+    "status": "failed,failure",
+    "externalId": "Ω-1",
+    "createdAfter": "1668019531250",
+    "createdBefore": "1668019531300",
+    "limit": "1",
+}
+
+LONG = "Größe überschritten 🚫 100 %\n" * 500
+
+# What the API says to the creates of a dataset: status, body and further headers.
+RESPONSES = {
+    "every-field": (201, REST_BATCH),
+    "empty-tag": (201, {"id": "1", "tags": {"one": ["1"], "none": []}}),
+    "long-error": (400, {"title": LONG, "detail": LONG, "report": LONG}),
+    "limited": (429, {"error_code": "429001", "message": "Too many requests"}, {"retry-after": "30"}),
+    "busy": (503, {"error_code": "503000", "message": "busy"}, {"retry-after": "30"}),
 }
 
 
@@ -105,12 +135,16 @@ def missing_fields(proto: Path) -> list[str]:
     samples = {
         "CreateBatchRequest": REQUEST,
         "InputFormat": REQUEST["inputFormat"],
-        "Replay": REQUEST["replay"],
-        "CreateBatchResponse": ANSWER,
-        "Batch": ANSWER["batch"],
-        "RelatedObject": ANSWER["batch"]["relatedObjects"][0],
+        "Replay": RESPONSE["batch"]["replay"],
+        "CreateBatchResponse": RESPONSE,
+        "GetBatchRequest": {"batchId"},
+        "GetBatchResponse": {"batch"},
+        "ListBatchesRequest": {*LIST_REQUEST, "pageToken"},
+        "ListBatchesResponse": {"batches", "nextPageToken"},
+        "Batch": RESPONSE["batch"],
+        "RelatedObject": RESPONSE["batch"]["relatedObjects"][0],
         "BatchError": ERROR,
-        "AvailableDates": ANSWER["batch"]["availableDates"],
+        "AvailableDates": RESPONSE["batch"]["availableDates"],
         "TagValues": REQUEST["tags"][FAMILY],
     }
     missing = []
