@@ -59,7 +59,6 @@ test: ## The promises, on the running program (no network, no other language)
 
 e2e: $(GATEWAY) ## Real clients, Envoy, browsers, Prometheus, Helm
 	tests/e2e/run.sh --gateway $(GATEWAY)
-	tests/envoy/run.sh $(GATEWAY)
 	tests/grpc-web/run.sh $(GATEWAY)
 	tests/monitoring/run.sh $(GATEWAY)
 	deploy/test.sh $(GATEWAY)

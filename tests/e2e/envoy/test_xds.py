@@ -5,26 +5,31 @@ import asyncio
 import base64
 import json
 import os
-import signal
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import pytest
 from aep.ingestion.v1 import batch_service_pb2 as pb
 
-from calls import Load, check_calls, table
-from checks import check, show
-from envoy_config import FIVE
-from faults import AFTERWARDS, HURRY, REFUSALS, REQUEST_TIMEOUT
+from harness.envoy import FIVE
+from harness.faults import AFTERWARDS, HURRY, REFUSALS, REQUEST_TIMEOUT
+from harness.load import Load, assert_safe
+from harness.process import RUN, go_build
 
-PROGRAMS = Path(__file__).parent / ".run" / "bin"
 TARGET = "xds:///gateways"
 # Until a client that has one connection has the other ones too.
 ALL_CONNECTED = 0.5
 
 
+@pytest.fixture(scope="module")
+def go_programs():
+    """The folder with the programs `client` and `control`."""
+    return go_build(Path(__file__).parent / "xds", RUN / "bin")
+
+
 @asynccontextmanager
-async def grpcio(external_ids):
+async def grpcio(external_ids, _):
     load = Load(TARGET, external_ids)
     await asyncio.wait_for(load.channel.channel_ready(), 10)
     await asyncio.sleep(ALL_CONNECTED)
@@ -32,9 +37,9 @@ async def grpcio(external_ids):
 
 
 @asynccontextmanager
-async def grpc_go(external_ids):
+async def grpc_go(external_ids, go_programs):
     process = await asyncio.create_subprocess_exec(
-        PROGRAMS / "client", TARGET, stdin=asyncio.subprocess.PIPE,
+        go_programs / "client", TARGET, stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, limit=2**20,
     )  # fmt: skip
     try:
@@ -81,9 +86,9 @@ class GoCall:
         self.end = end
 
     def __await__(self):
-        return self.answer().__await__()
+        return self.response().__await__()
 
-    async def answer(self):
+    async def response(self):
         end = await self.end
         if end["Code"] != 0:
             code = next(code for code in grpc.StatusCode if code.value[0] == end["Code"])
@@ -104,58 +109,61 @@ def pairs(encoded):
         yield name, value if name.endswith("-bin") else value.decode()
 
 
-def start(stand, retry_on, faults, share):
-    """Two gateways, and the control plane that tells clients of them."""
-    stand.simulate("--catalog-lag", "200ms", faults=faults, share=share)
-    addresses = [stand.serve(request_timeout=REQUEST_TIMEOUT).address for _ in range(2)]
-    process = stand.start("control", PROGRAMS / "control", "-retry-on", retry_on, *addresses)
-    listen = stand.first_line(process)["listen"]
-    server = {"server_uri": listen, "channel_creds": [{"type": "insecure"}]}
+def start(programs, go_programs, retry_on, faults, share):
+    """Two gateways, and the control plane that tells clients of them: (simulator, gateways)."""
+    simulator = programs.simulator("--catalog-lag", "200ms", faults=faults, share=share)
+    gateways = programs.gateways(2, simulator, request_timeout=REQUEST_TIMEOUT)
+    addresses = [gateway.address for gateway in gateways]
+    control = programs.program("control", go_programs / "control", "-retry-on", retry_on, *addresses)
+    server = {
+        "server_uri": control.first_line()["listen"], "channel_creds": [{"type": "insecure"}],
+    }  # fmt: skip
     # Both libraries read it when they need it for the first time in a process, and again when no
     # channel of the kind is left.
-    os.environ["GRPC_XDS_BOOTSTRAP_CONFIG"] = json.dumps(
-        {"xds_servers": [server], "node": {"id": "client"}}
-    )
+    bootstrap = {"xds_servers": [server], "node": {"id": "client"}}
+    os.environ["GRPC_XDS_BOOTSTRAP_CONFIG"] = json.dumps(bootstrap)
+    return simulator, gateways
 
 
-async def random_faults(stand, client, retry_on, external_ids):
-    start(stand, retry_on, REFUSALS, 0.4)
-    async with client(external_ids) as load:
+clients = pytest.mark.parametrize("client", [grpcio, grpc_go])
+
+
+@clients
+@pytest.mark.parametrize(
+    "retry_on, external_ids",
+    [pytest.param(FIVE, False, id="five-codes"), pytest.param("unavailable", True, id="external-ids")],
+)
+async def test_random_faults_and_xds_clients_make_no_duplicate(
+    programs, go_programs, client, retry_on, external_ids
+):
+    simulator, gateways = start(programs, go_programs, retry_on, REFUSALS, 0.4)
+    async with client(external_ids, go_programs) as load:
         await load.many(300, hurry=HURRY)
-        calls = await load.ended(stand, AFTERWARDS)
-    table(stand, calls)
-    check_calls(calls)
-    handled = sum(gateway.calls() for gateway in stand.gateways)
-    show(handled - len(calls), "retries by the client")
+        calls = await load.counted(simulator, AFTERWARDS)
+    assert_safe(calls)
+    handled = sum(gateway.calls() for gateway in gateways)
+    print(handled - len(calls), "retries by the client")
     if external_ids:  # else what was sent has its headers, and cannot be retried
-        check("the client did retry", handled > len(calls), handled)
+        assert handled > len(calls)
 
 
-async def killed(stand, client, external_ids):
+@clients
+@pytest.mark.parametrize("external_ids", [False, True], ids=["no-ids", "external-ids"])
+async def test_a_killed_gateway_and_xds_clients_make_no_duplicate(
+    programs, go_programs, client, external_ids
+):
     """Every create hangs after it was made. Then the gateway with half of them is killed."""
-    start(stand, "unavailable", ["silence-after-create"], 1)
-    async with client(external_ids) as load:
+    simulator, gateways = start(
+        programs, go_programs, "unavailable", ["silence-after-create"], 1
+    )
+    async with client(external_ids, go_programs) as load:
         for _ in range(40):
             load.call()
-        while len(stand.ledger()) < 30:
+        while len(simulator.ledger()) < 30:
             await asyncio.sleep(0.001)
-        stand.gateways[0].end(signal.SIGKILL)
-        calls = await load.ended(stand, AFTERWARDS)
-    table(stand, calls)
+        gateways[0].kill()
+        calls = await load.counted(simulator, AFTERWARDS)
     misled = [c for c in calls if c.code == "UNAVAILABLE" and c.batches]
-    show(len(misled), "told UNAVAILABLE by the library, though their batch exists")
-    check_calls(calls)
-    met = [c for c in calls if not c.outcome or c.origin == "FOUND"]
-    check("the kill met calls", met, *calls)
-
-
-SCENARIOS = [
-    ("xds-grpcio", "faults, grpcio retries all five codes", random_faults, (grpcio, FIVE, False)),
-    ("xds-grpcio-ids", "external ids, grpcio retries UNAVAILABLE", random_faults, (grpcio, "unavailable", True)),
-    ("xds-grpcio-killed", "a gateway killed, grpcio", killed, (grpcio, False)),
-    ("xds-grpcio-killed-ids", "the same with external ids", killed, (grpcio, True)),
-    ("xds-go", "faults, grpc-go retries all five codes", random_faults, (grpc_go, FIVE, False)),
-    ("xds-go-ids", "external ids, grpc-go retries UNAVAILABLE", random_faults, (grpc_go, "unavailable", True)),
-    ("xds-go-killed", "a gateway killed, grpc-go", killed, (grpc_go, False)),
-    ("xds-go-killed-ids", "the same with external ids", killed, (grpc_go, True)),
-]  # fmt: skip
+    print(len(misled), "told UNAVAILABLE by the library, though their batch exists")
+    assert_safe(calls)
+    assert [c for c in calls if not c.outcome or c.origin == "FOUND"], "the kill met calls"

@@ -1,6 +1,6 @@
-// The programs that the suites tests/kubernetes and tests/istio run: built from source, as no
-// package registry has them as binaries.
-module aep-batch-gateway/tests/kubernetes/tools
+// The programs that the suites kubernetes and istio run: built from source, as no package registry
+// has them as binaries.
+module aep-batch-gateway/tests/e2e/kubernetes/tools
 
 go 1.26.0
 

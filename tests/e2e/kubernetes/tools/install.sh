@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
-# Puts programs into target/ci/kubernetes/bin: install.sh NAME...
-# Those of go.mod are built from source, one package at a time if JOBS does not say more. etcd is
-# Debian's.
+# Puts programs into tests/e2e/.run/kubernetes/bin: install.sh NAME...
+# Those of go.mod are built from source, as no package registry has them as binaries, one package
+# at a time if JOBS does not say more: half an hour for all, the first time. etcd is Debian's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-tools=$PWD/../../../target/ci/kubernetes
+tools=$(cd ../.. && pwd)/.run/kubernetes
+
+cannot() {
+    echo "cannot run: $*" >&2
+    exit 2
+}
+
+command -v go >/dev/null || cannot "Go is not installed"
 mkdir -p "$tools/bin"
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
 # Without these Helm takes the cluster for version 0.
@@ -22,7 +29,8 @@ for name in "$@"; do
         else
             # Unpacked, not installed: nothing shall start it as a service.
             rm -rf "$tools/etcd" && mkdir "$tools/etcd"
-            (cd "$tools/etcd" && apt-get download etcd-server && dpkg-deb -x ./*.deb .)
+            (cd "$tools/etcd" && apt-get download etcd-server && dpkg-deb -x ./*.deb .) ||
+                cannot "etcd is not installed, and apt-get does not get etcd-server"
             ln -s "$tools/etcd/usr/bin/etcd" "$program"
         fi
         continue
@@ -31,6 +39,6 @@ for name in "$@"; do
     echo "building $name"
     package=$(go list tool | grep "/$name\$")
     CGO_ENABLED=0 nice -n 19 go build -p "${JOBS:-1}" -trimpath -ldflags "$flags" \
-        -o "$program" "$package"
+        -o "$program" "$package" || cannot "$name was not built"
     echo "$built" >"$program.built"
 done

@@ -1,5 +1,5 @@
-"""A small HTTP server that keeps what it gets: the API for those who must see its requests, and a
-collector of spans."""
+"""A small HTTP server that keeps the requests it gets: the API, for tests that look at its requests,
+and a collector of spans."""
 
 import json
 import threading
@@ -38,9 +38,9 @@ class Span:
 
 def batch(_):
     now = int(time.time() * 1000)
-    answer = {"id": uuid.uuid4().hex, "imsOrg": "test@AdobeOrg", "status": "loading",
-              "created": now, "updated": now, "version": "1.0.0"}
-    return 201, answer
+    body = {"id": uuid.uuid4().hex, "imsOrg": "test@AdobeOrg", "status": "loading",
+            "created": now, "updated": now, "version": "1.0.0"}
+    return 201, body
 
 
 class Server(ThreadingHTTPServer):
@@ -49,18 +49,18 @@ class Server(ThreadingHTTPServer):
 
 
 class Recorder:
-    """Answers creates by `create`, look-ups with nothing, and keeps all requests and spans."""
+    """Answers creates by `create`, lookups with nothing, and keeps all requests and spans."""
 
-    def __init__(self, stand, create=batch):
+    def __init__(self, programs, create=batch):
         self.create = create
         self.requests = []
         self.spans = []
         self.server = Server(("127.0.0.1", 0), handler(self))
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        stand.servers.append(self)
+        programs.started.append(self)
         self.address = f"127.0.0.1:{self.server.server_port}"
         url = f"http://{self.address}"
-        self.upstream = {"upstream_url": url + IMPORT, "catalog_url": url + CATALOG}
+        self.upstream_url, self.catalog_url = url + IMPORT, url + CATALOG
 
     def refuse_connections(self):
         """From now on; those that exist stay."""
@@ -72,7 +72,7 @@ class Recorder:
     def creates(self):
         return [r for r in self.requests if r.method == "POST"]
 
-    def answer(self, request):
+    def respond(self, request):
         if request.path == "/v1/traces":
             self.spans += otlp_spans(request.body)
             return 200, {}
@@ -86,14 +86,14 @@ class Recorder:
 def handler(recorder):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1  # an answer leaves as one packet
+        wbufsize = -1  # a response leaves as one packet
 
         def do_POST(self):
             names = {name.lower() for name in self.headers}
             headers = {name: ", ".join(self.headers.get_all(name)) for name in names}
             request = Request(time.monotonic(), self.command, self.path, headers, self.body())
-            status, answer = recorder.answer(request)
-            content = json.dumps(answer).encode()
+            status, body = recorder.respond(request)
+            content = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(content)))
