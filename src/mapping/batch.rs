@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt};
 
 use prost_types::{Struct, Timestamp};
 
-use super::json::{Json, Members, document, first_id, group_by_name, object_of, one_or_list};
+use super::json::{Document, Json, first_id, one_or_list, text_of};
 use crate::proto::v1::{
     AvailableDates, Batch, BatchError, BatchStatus, InputFormat, RelatedObject, Replay, TagValues,
 };
@@ -45,17 +45,15 @@ impl fmt::Display for NoBatch {
 /// Reads the answer to `POST /batches`: a batch (Batch Ingestion API
 /// reference), or `["@/batches/{id}"]` (Catalog Service API reference).
 pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
-    let text = document(body);
+    let text = text_of(body);
     if text.trim().is_empty() {
         return Err(NoBatch::Empty);
     }
-    let batch = match object_of(&text) {
-        Some(members) => batch_from_members(members),
-        None => Batch {
-            id: catalog_reference(Json::parse(&text).ok_or(NoBatch::NotJson)?).unwrap_or_default(),
-            ..Default::default()
-        },
-    };
+    let document = Document::parse(&text).ok_or(NoBatch::NotJson)?;
+    let batch = batch_of(document.root()).unwrap_or_else(|| Batch {
+        id: catalog_reference(document.root()).unwrap_or_default(),
+        ..Default::default()
+    });
     if batch.id.is_empty() {
         return Err(NoBatch::NoId);
     }
@@ -64,8 +62,9 @@ pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
 
 /// The id in `["@/batches/{id}"]`.
 fn catalog_reference(json: Json<'_>) -> Option<String> {
-    match json.array()?.as_slice() {
-        [one] => {
+    let mut elements = json.array()?;
+    match (elements.next(), elements.next()) {
+        (Some(one), None) => {
             let reference = one.string()?;
             reference.strip_prefix("@/batches/").map(str::to_owned)
         }
@@ -76,29 +75,31 @@ fn catalog_reference(json: Json<'_>) -> Option<String> {
 /// The batch id in an answer that may break off after it: a member `id`, or the
 /// reference in Catalog's list. The string must be whole.
 pub fn batch_id_in_beginning(body: &[u8]) -> Option<String> {
-    let id = first_id(&document(body))?;
+    let id = first_id(&text_of(body))?;
     let id = id.strip_prefix("@/batches/").unwrap_or(&id);
     (!id.is_empty()).then(|| id.to_owned())
 }
 
-/// A batch, with or without an id.
-pub(super) fn batch_from_members(mut members: Members<'_>) -> Batch {
-    group_by_name(&mut members);
+/// A batch, with or without an id; `None` where it is no object.
+pub(super) fn batch_of(json: Json<'_>) -> Option<Batch> {
     let mut batch = Batch::default();
     let mut extra = BTreeMap::new();
-    for same_name in members.chunk_by(|a, b| a.0 == b.0) {
-        let (name, last) = &same_name[same_name.len() - 1];
-        let held = read_batch_member(&mut batch, name, *last);
-        if !held || same_name.len() > 1 {
-            let values = same_name.iter().map(|(_, value)| *value);
-            let name = name.clone().into_owned();
-            extra.insert(name, one_or_list(values, Json::to_value));
+    let is_object = json.each_name(|name, values| {
+        let held = read_last(values, |json| read_batch_member(&mut batch, name, json));
+        if !held {
+            extra.insert(name.to_owned(), one_or_list(values, Json::to_value));
         }
-    }
+    });
     if !extra.is_empty() {
         batch.extra = Some(Struct { fields: extra });
     }
-    batch
+    is_object.then_some(batch)
+}
+
+/// Reads the last value of a member, as most readers of JSON do; false where
+/// something is left.
+fn read_last<'a>(values: &[Json<'a>], read: impl FnOnce(Json<'a>) -> bool) -> bool {
+    values.last().is_some_and(|last| read(*last)) && values.len() == 1
 }
 
 /// Puts one member of the answer where it belongs; false where that place does
@@ -201,10 +202,10 @@ fn read_replay(replay: &mut Replay, name: &str, json: Json<'_>) -> bool {
 /// or an array of such objects (the reference's example).
 fn read_tags(tags: &mut BTreeMap<String, TagValues>, json: Json<'_>) -> bool {
     tags.clear();
-    let mut held = true;
-    for object in json.array().unwrap_or_else(|| vec![json]) {
-        held &= read_tag_object(tags, object);
-    }
+    let held = match json.array() {
+        Some(objects) => objects.fold(true, |held, object| read_tag_object(tags, object) & held),
+        None => read_tag_object(tags, json),
+    };
     // A tag without values would be a map entry without a value on the wire, which
     // protobuf.js cannot read (its issue 1828): a Node client would lose the answer.
     let all = tags.len();
@@ -230,19 +231,13 @@ fn read_tag_object(tags: &mut BTreeMap<String, TagValues>, json: Json<'_>) -> bo
     })
 }
 
-/// Reads the members of an object, the last of equal names; false where
-/// something of it is left.
+/// Reads the members of an object; false where something of it is left.
 fn read_object(json: Json<'_>, mut read: impl FnMut(&str, Json<'_>) -> bool) -> bool {
-    let Some(mut members) = json.object() else {
-        return false;
-    };
-    group_by_name(&mut members);
     let mut held = true;
-    for same_name in members.chunk_by(|a, b| a.0 == b.0) {
-        let (name, last) = &same_name[same_name.len() - 1];
-        held &= read(name, *last) && same_name.len() == 1;
-    }
-    held
+    let is_object = json.each_name(|name, values| {
+        held &= read_last(values, |json| read(name, json));
+    });
+    is_object && held
 }
 
 /// Reads an object into a message; what is no object leaves it unset.
@@ -282,9 +277,13 @@ fn read_strings(list: &mut Vec<String>, json: Json<'_>) -> bool {
     let Some(elements) = json.array() else {
         return false;
     };
-    let all = list.len() + elements.len();
-    list.extend(elements.into_iter().filter_map(string_or_number));
-    list.len() == all
+    let mut held = true;
+    for element in elements {
+        let string = string_or_number(element);
+        held &= string.is_some();
+        list.extend(string);
+    }
+    held
 }
 
 fn read_status(status: &mut i32, json: Json<'_>) -> bool {
@@ -428,7 +427,7 @@ mod tests {
     }
 
     fn json(text: &str) -> Value {
-        Json::parse(text).expect(text).to_value()
+        Document::parse(text).expect(text).root().to_value()
     }
 
     fn at(seconds: i64, nanos: i32) -> Option<Timestamp> {

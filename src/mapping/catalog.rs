@@ -8,8 +8,8 @@ use prost_types::{FileDescriptorSet, Value, value::Kind};
 
 use super::{
     NoBatch,
-    batch::batch_from_members,
-    json::{Json, Members, document, object_of},
+    batch::batch_of,
+    json::{Document, Json, text_of},
 };
 use crate::{
     failure::Violation,
@@ -56,12 +56,16 @@ pub fn check_batch_id(id: &str) -> Result<(), Vec<Violation>> {
 /// under its id. `None` if there is no such batch: Catalog's reference documents
 /// a 404 for that, and an empty object or array are understood too.
 pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, NoBatch> {
-    let text = document(body);
-    let array = Json::parse(&text).and_then(Json::array);
-    if array.is_some_and(|elements| elements.is_empty()) {
+    let text = text_of(body);
+    let document = document_of(&text)?;
+    let root = document.root();
+    if root
+        .array()
+        .is_some_and(|mut elements| elements.next().is_none())
+    {
         return Ok(None);
     }
-    let members = members_of(&text)?;
+    let members = root.object().ok_or(NoBatch::NoId)?;
     if members.is_empty() {
         return Ok(None);
     }
@@ -72,7 +76,7 @@ pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, NoBatch> {
     }
     let own_id = members.iter().rfind(|(name, _)| name == "id");
     if own_id.is_some_and(|(_, json)| json.string().as_deref() == Some(id)) {
-        return Ok(Some(batch_from_members(members)));
+        return Ok(batch_of(root));
     }
     Err(match members.iter().all(|(_, json)| json.is_object()) {
         true => NoBatch::OtherBatches,
@@ -83,27 +87,24 @@ pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, NoBatch> {
 /// Reads the answer to Catalog's `GET /batches`: a map of batches by id
 /// (Catalog Service API reference), in Catalog's order.
 pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
-    let text = document(body);
-    let members = members_of(&text)?;
+    let text = text_of(body);
+    let document = document_of(&text)?;
+    let members = document.root().object().ok_or(NoBatch::NoId)?;
     let batches = members.iter().map(|(id, json)| batch_under(id, *json));
     batches.collect()
 }
 
-/// The members of Catalog's map.
-fn members_of(text: &str) -> Result<Members<'_>, NoBatch> {
-    if text.trim().is_empty() {
-        return Err(NoBatch::Empty);
+fn document_of(text: &str) -> Result<Document<'_>, NoBatch> {
+    match text.trim() {
+        "" => Err(NoBatch::Empty),
+        text => Document::parse(text).ok_or(NoBatch::NotJson),
     }
-    object_of(text).ok_or_else(|| match Json::parse(text) {
-        Some(_) => NoBatch::NoId,
-        None => NoBatch::NotJson,
-    })
 }
 
 /// The batch that stands under this key. Its own id may be missing; another one
 /// is kept in `extra`.
 fn batch_under(id: &str, json: Json<'_>) -> Result<Batch, NoBatch> {
-    let mut batch = batch_from_members(json.object().ok_or(NoBatch::NoId)?);
+    let mut batch = batch_of(json).ok_or(NoBatch::NoId)?;
     if id.is_empty() {
         return Err(NoBatch::NoId);
     }

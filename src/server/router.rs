@@ -127,7 +127,7 @@ impl GrpcServices {
             let method = Rpc::named(method);
             return self.call_batch_service(connection, request, method);
         }
-        if !peer.allowed {
+        if !peer.authorized {
             return at_once(refused(&not_allowed(peer), &request));
         }
         match self.others.iter().find(|(name, _)| *name == service) {
@@ -154,7 +154,7 @@ impl GrpcServices {
         let counted = self.telemetry.call(method, id, &head.headers, client);
         let record = counted.record().clone();
         let (call, admitted) = match CallContext::new(record.clone(), &head.headers) {
-            Ok(call) if !connection.peer.allowed => (call, Err(not_allowed(&connection.peer))),
+            Ok(call) if !connection.peer.authorized => (call, Err(not_allowed(&connection.peer))),
             Ok(call) => (call, Ok(())),
             Err(failure) => (CallContext::without_deadline(record), Err(failure)),
         };

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::ErrorBody,
-    mapping::json::{Json, Members, document, object_of},
+    mapping::json::{Document, Json, Members, text_of},
     redact::Redactor,
 };
 
@@ -27,7 +27,8 @@ pub fn read(body: &[u8], redactor: &Redactor<'_>) -> ErrorBody {
 }
 
 fn known_shape(body: &[u8], redactor: &Redactor<'_>) -> Option<ErrorBody> {
-    read_members(&object_of(&document(body))?, redactor)
+    let text = text_of(body);
+    read_members(&Document::parse(&text)?.root().object()?, redactor)
 }
 
 /// Whether a body is an error, in these or other shapes: it has a member that
@@ -41,11 +42,13 @@ pub(super) fn is_error(body: &[u8]) -> bool {
         "message",
         "title",
     ];
-    let text = document(body);
-    let members = object_of(&text).unwrap_or_default();
-    members
-        .iter()
-        .any(|(name, _)| MARKS.contains(&name.as_ref()))
+    let text = text_of(body);
+    let document = Document::parse(&text);
+    let members = document
+        .as_ref()
+        .and_then(|document| document.root().object());
+    let mut names = members.iter().flatten().map(|(name, _)| name.as_ref());
+    names.any(|name| MARKS.contains(&name))
 }
 
 fn read_members(members: &Members<'_>, redactor: &Redactor<'_>) -> Option<ErrorBody> {
