@@ -122,14 +122,16 @@ async fn descriptor_writes_the_descriptors() {
 async fn descriptor_writes_a_service_config_that_retries_what_is_safe() {
     let written = run(&["descriptor", "--service-config"]).await.stdout;
     let config: Value = serde_json::from_slice(&written).unwrap();
-    let [method] = &config["methodConfig"].as_array().unwrap()[..] else {
-        panic!("{config}");
-    };
-    let name = json!([{ "service": SERVICE_NAME }]);
-    assert_eq!(method["name"], name);
-    let retries = &method["retryPolicy"];
-    assert_eq!(retries["retryableStatusCodes"], json!(["UNAVAILABLE"]));
-    assert_eq!(retries["maxAttempts"], 3);
+    let methods = config["methodConfig"].as_array().unwrap();
+    let names = methods.iter().map(|method| method["name"][0].clone());
+    let expected = ["CreateBatch", "GetBatch", "ListBatches"]
+        .map(|method| json!({ "service": SERVICE_NAME, "method": method }));
+    assert_eq!(names.collect::<Vec<_>>(), expected);
+    for method in methods {
+        let retries = &method["retryPolicy"];
+        assert_eq!(retries["retryableStatusCodes"], json!(["UNAVAILABLE"]));
+        assert_eq!(retries["maxAttempts"], 3);
+    }
 }
 
 #[tokio::test]
