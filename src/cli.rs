@@ -32,7 +32,7 @@ use crate::{
     proto::{DESCRIPTOR_SET, SERVICE_CONFIG},
     proxies::Proxies,
     server::{self, Running},
-    simulator::{Fault, Simulator, SimulatorOptions},
+    simulator::{Injection, Simulator, SimulatorOptions},
     telemetry::{self, Telemetry, Tracing},
 };
 
@@ -68,7 +68,7 @@ struct Simulate {
     listen: SocketAddr,
     /// A fault that creates may meet, such as reset-after-create or status-503. Can be repeated.
     #[arg(long = "fault", value_name = "NAME")]
-    faults: Vec<Fault>,
+    faults: Vec<Injection>,
     /// The share of creates that meet a fault.
     #[arg(long, value_name = "SHARE", default_value = "1")]
     share: f64,
