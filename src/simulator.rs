@@ -231,7 +231,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let state = state.clone();
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request| {
-                rest::answer(state.clone(), connection.clone(), request)
+                rest::handle(state.clone(), connection.clone(), request)
             });
             // A connection that ends badly is what the faults are for.
             let _ = auto::Builder::new(TokioExecutor::new())

@@ -1,4 +1,4 @@
-// Makes the calls that interop/suite.py orders, by gRPC or gRPC-Web: a line of JSON in, a line out.
+// Makes the calls that tests/e2e/clients orders, by gRPC or gRPC-Web: a line of JSON in, a line out.
 
 import { createInterface } from 'node:readline';
 
@@ -7,7 +7,7 @@ import { AnySchema, FileDescriptorProtoSchema } from '@bufbuild/protobuf/wkt';
 import { ConnectError, createClient } from '@connectrpc/connect';
 import { compressionGzip, createGrpcTransport, createGrpcWebTransport } from '@connectrpc/connect-node';
 
-import { BatchService, CreateBatchRequestSchema, CreateBatchResponseSchema } from './gen/aep/ingestion/v1/batch_service_pb.js';
+import { BatchService } from './gen/aep/ingestion/v1/batch_service_pb.js';
 import { file_google_rpc_error_details as details } from './gen/google/rpc/error_details_pb.js';
 import { Health, HealthCheckResponse_ServingStatus as ServingStatus } from './gen/health/v1/health_pb.js';
 import { ServerReflection as reflectionV1 } from './gen/grpc/reflection/v1/reflection_pb.js';
@@ -41,25 +41,26 @@ function failed(error) {
   return told;
 }
 
-function methodOf({ path }) {
-  const method = BatchService.method.createBatch;
+function methodOf({ method: called, path }) {
+  const method = BatchService.methods.find(({ name }) => name === called);
   if (!path) return method;
   const [, typeName, name] = path.split('/');
   return { ...method, name, parent: { ...method.parent, typeName } };
 }
 
-async function createBatch(order) {
+async function call(order) {
   const headers = new Headers();
   for (const [name, value] of order.metadata) headers.append(name, value);
-  const request = fromJson(CreateBatchRequestSchema, order.request);
+  const method = methodOf(order);
+  const request = fromJson(method.input, order.request);
   const { signal } = order.cancelAfter ? { signal: AbortSignal.timeout(order.cancelAfter * 1000) } : {};
   const answer = await retrying(order.seconds * 1000, (timeoutMs) =>
-    transport(order).unary(methodOf(order), signal, timeoutMs, headers, request),
+    transport(order).unary(method, signal, timeoutMs, headers, request),
   );
   return {
     code: 'OK',
     message: '',
-    answer: toJson(CreateBatchResponseSchema, answer.message),
+    answer: toJson(method.output, answer.message),
     headers: text(answer.header),
     trailers: text(answer.trailer),
   };
@@ -100,7 +101,7 @@ async function* stream(requests) {
   yield* requests;
 }
 
-const DO = { create: createBatch, check, watch, reflect };
+const DO = { call, check, watch, reflect };
 for await (const line of createInterface({ input: process.stdin })) {
   const order = JSON.parse(line);
   const told = await DO[order.do](order).catch((error) => failed(ConnectError.from(error)));

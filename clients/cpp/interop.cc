@@ -1,4 +1,4 @@
-// Makes the calls that interop/suite.py orders: a line of JSON in, a line out.
+// Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
 
 #include <google/protobuf/descriptor.pb.h>
 #include <google/protobuf/struct.pb.h>
@@ -13,6 +13,7 @@
 #include <future>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -21,7 +22,6 @@
 #include "grpc/reflection/v1/reflection.grpc.pb.h"
 #include "grpc/reflection/v1alpha/reflection.grpc.pb.h"
 
-namespace v1 = aep::ingestion::v1;
 namespace health = grpc::health::v1;
 using google::protobuf::Message;
 using google::protobuf::Struct;
@@ -112,9 +112,17 @@ void SetDeadline(const Order& order, grpc::ClientContext& context) {
   context.set_deadline(std::chrono::system_clock::now() + Seconds(order.Number("seconds")));
 }
 
-std::string Create(const Order& order) {
-  v1::CreateBatchRequest request;
-  const auto read = JsonStringToMessage(Json(*order.Find("request")), &request);
+std::unique_ptr<Message> NewMessage(const std::string& name) {
+  const auto* type = google::protobuf::DescriptorPool::generated_pool()->FindMessageTypeByName(
+      "aep.ingestion.v1." + name);
+  auto* factory = google::protobuf::MessageFactory::generated_factory();
+  return std::unique_ptr<Message>(factory->GetPrototype(type)->New());
+}
+
+std::string Call(const Order& order) {
+  const auto request = NewMessage(order.Text("method") + "Request");
+  const auto answer = NewMessage(order.Text("method") + "Response");
+  const auto read = JsonStringToMessage(Json(*order.Find("request")), request.get());
   if (!read.ok()) throw std::runtime_error(read.ToString());
   grpc::ClientContext context;
   SetDeadline(order, context);
@@ -124,12 +132,12 @@ std::string Create(const Order& order) {
   }
   if (order.Text("compression") == "gzip") context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
   const std::string path =
-      order.Find("path") ? order.Text("path") : "/aep.ingestion.v1.BatchService/CreateBatch";
+      order.Find("path") ? order.Text("path")
+                         : "/aep.ingestion.v1.BatchService/" + order.Text("method");
 
-  grpc::TemplatedGenericStub<v1::CreateBatchRequest, v1::CreateBatchResponse> stub(Channel(order));
-  v1::CreateBatchResponse answer;
+  grpc::TemplatedGenericStub<Message, Message> stub(Channel(order));
   std::promise<grpc::Status> promise;
-  stub.UnaryCall(&context, path, grpc::StubOptions(), &request, &answer,
+  stub.UnaryCall(&context, path, grpc::StubOptions(), request.get(), answer.get(),
                  [&](grpc::Status status) { promise.set_value(std::move(status)); });
   auto ending = promise.get_future();
   if (order.Find("cancelAfter")) {
@@ -143,7 +151,7 @@ std::string Create(const Order& order) {
   (*told.mutable_fields())["trailers"] = Text(context.GetServerTrailingMetadata());
   std::string json = Json(told);
   json.pop_back();
-  if (status.ok()) return json + ",\"answer\":" + Json(answer) + "}";
+  if (status.ok()) return json + ",\"answer\":" + Json(*answer) + "}";
   google::rpc::Status details;
   details.ParseFromString(status.error_details());
   return json + (details.details().empty() ? "" : ",\"status\":" + Json(details)) + "}";
@@ -214,7 +222,7 @@ std::string Reflect(const Order& order) {
 
 std::string Do(const Order& order) {
   const std::string what = order.Text("do");
-  if (what == "create") return Create(order);
+  if (what == "call") return Call(order);
   if (what == "check") return Check(order);
   if (what == "watch") return Watch(order);
   namespace reflection = grpc::reflection;

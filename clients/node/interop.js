@@ -1,4 +1,4 @@
-// Makes the calls that interop/suite.py orders: a line of JSON in, a line out.
+// Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
 
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -50,7 +50,7 @@ const text = (metadata) =>
   Object.fromEntries(Object.entries(metadata.getMap()).filter(([, value]) => typeof value === 'string'));
 
 // protobuf's own JSON, which proto-loader does not make of these types.
-const TIMESTAMPS = ['created', 'updated', 'started', 'completed', 'startDate', 'endDate'];
+const TIMESTAMPS = ['created', 'updated', 'started', 'completed', 'startDate', 'endDate', 'createdAfter', 'createdBefore'];
 const STRUCTS = ['metrics', 'extra'];
 function json(value, name) {
   if (Array.isArray(value)) return value.map((one) => json(one, name));
@@ -71,18 +71,25 @@ function plain(value) {
   return kind === 'listValue' ? (of.values ?? []).map(plain) : of;
 }
 
-function create(order) {
-  const batches = client(packages.aep.ingestion.v1.BatchService, order);
+const batchService = packages.aep.ingestion.v1.BatchService;
+const fromJson = (value, name) => {
+  const time = TIMESTAMPS.includes(name) && Date.parse(value);
+  return time ? { seconds: Math.floor(time / 1000), nanos: (time % 1000) * 1e6 } : value;
+};
+
+function call(order) {
+  const batches = client(batchService, order);
   const metadata = new grpc.Metadata();
   for (const [name, value] of order.metadata) metadata.add(name, value);
-  const { path, requestSerialize, responseDeserialize } = packages.aep.ingestion.v1.BatchService.service.CreateBatch;
+  const { path, requestSerialize, responseDeserialize } = batchService.service[order.method];
+  const request = Object.fromEntries(Object.entries(order.request).map(([name, value]) => [name, fromJson(value, name)]));
   return new Promise((resolve) => {
     const told = { headers: {} };
     const call = batches.makeUnaryRequest(
       order.path ?? path,
       requestSerialize,
       responseDeserialize,
-      order.request,
+      request,
       metadata,
       deadline(order),
       (error, answer) => {
@@ -140,7 +147,7 @@ async function reflect(order) {
   return { services: list.listServicesResponse.service.map((service) => service.name), methods };
 }
 
-const DO = { create, check, watch, reflect };
+const DO = { call, check, watch, reflect };
 for await (const line of createInterface({ input: process.stdin })) {
   const order = JSON.parse(line);
   const told = await DO[order.do](order).catch((error) => ({ code: grpc.status[error.code], message: error.details }));

@@ -1,4 +1,4 @@
-"""Makes the calls that interop/suite.py orders: a line of JSON in, a line out."""
+"""Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out."""
 
 import json
 import sys
@@ -34,17 +34,19 @@ def channel(order: dict) -> grpc.Channel:
     return channels[key]
 
 
-def create(order: dict) -> dict:
+def call(order: dict) -> dict:
+    request, response = (getattr(pb, order["method"] + kind) for kind in ("Request", "Response"))
     if "path" in order:
         method = channel(order).unary_unary(
             order["path"],
-            request_serializer=pb.CreateBatchRequest.SerializeToString,
-            response_deserializer=pb.CreateBatchResponse.FromString,
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
         )
     else:
-        method = batch_service_pb2_grpc.BatchServiceStub(channel(order)).CreateBatch
+        stub = batch_service_pb2_grpc.BatchServiceStub(channel(order))
+        method = getattr(stub, order["method"])
     call = method.future(
-        json_format.ParseDict(order["request"], pb.CreateBatchRequest()),
+        json_format.ParseDict(order["request"], request()),
         timeout=order["seconds"],
         metadata=[tuple(pair) for pair in order["metadata"]],
         compression=COMPRESSIONS.get(order.get("compression")),
@@ -102,7 +104,7 @@ def load(order: dict) -> dict:
     return {name: pool.FindFileContainingSymbol(name).name for name in order["names"]}
 
 
-DO = {"create": create, "check": check, "watch": watch, "reflect": reflect, "load": load}
+DO = {"call": call, "check": check, "watch": watch, "reflect": reflect, "load": load}
 for line in sys.stdin:
     order = json.loads(line)
     try:

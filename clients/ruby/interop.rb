@@ -1,4 +1,4 @@
-# Makes the calls that interop/suite.py orders: a line of JSON in, a line out.
+# Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
 
 $LOAD_PATH.unshift File.join(__dir__, 'lib')
 require 'aep/ingestion/v1/batch_service_services_pb'
@@ -39,13 +39,13 @@ def text(metadata)
   (metadata || {}).reject { |name, _| name.end_with?('-bin') }.transform_values { |value| [*value].join(', ') }
 end
 
-def create(order)
+def call(order)
   v1 = Aep::Ingestion::V1
+  request, response = %w[Request Response].map { |kind| v1.const_get(order['method'] + kind) }
   metadata = order['metadata'].group_by(&:first).transform_values { |pairs| pairs.map(&:last) }
   call = stub(v1::BatchService, order).request_response(
-    order['path'] || '/aep.ingestion.v1.BatchService/CreateBatch',
-    v1::CreateBatchRequest.decode_json(JSON.generate(order['request'])),
-    v1::CreateBatchRequest.method(:encode), v1::CreateBatchResponse.method(:decode),
+    order['path'] || "/aep.ingestion.v1.BatchService/#{order['method']}",
+    request.decode_json(JSON.generate(order['request'])), request.method(:encode), response.method(:decode),
     deadline: deadline(order), metadata: metadata, return_op: true
   )
   Thread.new { sleep(order['cancelAfter']) && call.cancel } if order['cancelAfter']

@@ -1,10 +1,13 @@
-//! Makes the calls that interop/suite.py orders: a line of JSON in, a line out.
+//! Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
 
 use std::{cell::RefCell, collections::HashMap, error::Error, future::Future, time::Duration};
 
 use create_batch::{
     code_name, retrying,
-    v1::{CreateBatchRequest, CreateBatchResponse},
+    v1::{
+        CreateBatchRequest, CreateBatchResponse, GetBatchRequest, GetBatchResponse,
+        ListBatchesRequest, ListBatchesResponse,
+    },
 };
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage};
@@ -57,22 +60,26 @@ impl Client {
         )?)?)
     }
 
-    async fn create(&mut self, order: &Value) -> Result<Value> {
+    async fn call<Q, A>(&mut self, order: &Value) -> Result<Value>
+    where
+        Q: Message + Default + Clone + 'static,
+        A: Message + Default + 'static,
+    {
         let channel = self.channel(order)?;
-        let descriptor = self
-            .pool
-            .get_message_by_name("aep.ingestion.v1.CreateBatchRequest");
+        let name = format!("aep.ingestion.v1.{}", text(&order["method"]));
+        let descriptor = self.pool.get_message_by_name(&format!("{name}Request"));
         let message =
             DynamicMessage::deserialize(descriptor.ok_or("no request")?, &order["request"])?;
-        let message: CreateBatchRequest = message.transcode_to()?;
+        let message: Q = message.transcode_to()?;
         let mut metadata = MetadataMap::new();
         for pair in order["metadata"].as_array().ok_or("no metadata")? {
             let name = AsciiMetadataKey::from_bytes(text(&pair[0]).as_bytes())?;
             metadata.append(name, text(&pair[1]).parse()?);
         }
-        let path = order["path"]
-            .as_str()
-            .unwrap_or("/aep.ingestion.v1.BatchService/CreateBatch");
+        let path = match order["path"].as_str() {
+            Some(path) => path.to_owned(),
+            None => format!("/aep.ingestion.v1.BatchService/{}", text(&order["method"])),
+        };
 
         // A unary call, read like a stream: tonic else joins headers and trailers.
         let headers = RefCell::new(MetadataMap::new());
@@ -80,7 +87,7 @@ impl Client {
             let mut request =
                 Request::from_parts(metadata.clone(), Default::default(), message.clone());
             request.set_timeout(left);
-            let (channel, headers) = (channel.clone(), &headers);
+            let (channel, headers, path) = (channel.clone(), &headers, &path);
             async move {
                 let mut client = Grpc::new(channel);
                 if order["compression"] == "gzip" {
@@ -90,7 +97,7 @@ impl Client {
                     .ready()
                     .await
                     .map_err(|error| Status::unavailable(error.to_string()))?;
-                let codec = ProstCodec::<CreateBatchRequest, CreateBatchResponse>::default();
+                let codec = ProstCodec::<Q, A>::default();
                 let path = path.parse().map_err(|_| Status::internal("a bad path"))?;
                 headers.take();
                 let mut answer = client.server_streaming(request, path, codec).await?;
@@ -112,7 +119,7 @@ impl Client {
             Ok((message, trailers)) => json!({
                 "code": "OK",
                 "message": "",
-                "answer": self.json("aep.ingestion.v1.CreateBatchResponse", &message.encode_to_vec())?,
+                "answer": self.json(&format!("{name}Response"), &message.encode_to_vec())?,
                 "trailers": all_text(&trailers),
             }),
             Err(status) => {
@@ -248,10 +255,18 @@ async fn main() -> Result<()> {
     let mut lines = BufReader::new(stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         let order: Value = serde_json::from_str(&line)?;
-        let result = match text(&order["do"]) {
-            "create" => told(client.create(&order)).await,
-            "check" => told(client.check(&order)).await,
-            "watch" => told(client.watch(&order)).await,
+        let result = match (text(&order["do"]), text(&order["method"])) {
+            ("call", "GetBatch") => {
+                told(client.call::<GetBatchRequest, GetBatchResponse>(&order)).await
+            }
+            ("call", "ListBatches") => {
+                told(client.call::<ListBatchesRequest, ListBatchesResponse>(&order)).await
+            }
+            ("call", _) => {
+                told(client.call::<CreateBatchRequest, CreateBatchResponse>(&order)).await
+            }
+            ("check", _) => told(client.check(&order)).await,
+            ("watch", _) => told(client.watch(&order)).await,
             _ => told(client.reflect(&order)).await,
         };
         println!("{}", result?);

@@ -232,7 +232,7 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        // Older names, and shorter ones.
+        // Older and shorter names.
         let current = name.strip_suffix("-create").unwrap_or(name);
         let current = current.replace("silence", "timeout");
         let current = match &*current.replace("-answer", "-response") {

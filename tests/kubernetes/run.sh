@@ -19,7 +19,7 @@ for program in go openssl python3; do
 done
 "$here/tools/install.sh" etcd kube-apiserver kube-controller-manager ||
     cannot "the API server was not built, or Debian has no etcd-server"
-"$root/deploy/test.sh" --build || cannot "Helm was not built"
+"$root/tests/e2e/chart/install.sh" >/dev/null || cannot "Helm was not built"
 [[ ${1-} != --build ]] || exit 0
 
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || cannot "python3 is older than 3.10"
@@ -45,5 +45,5 @@ for variable in "${!HELM_@}" "${!ETCD_@}"; do
     unset "$variable"
 done
 export HELM_CACHE_HOME=$tools/helm HELM_CONFIG_HOME=$tools/helm HELM_DATA_HOME=$tools/helm
-PATH=$tools/bin:$PATH PYTHONPATH=$root/tests/envoy:$root/deploy/tests \
+PATH=$tools/bin:$PATH PYTHONPATH=$root/tests/envoy:$root/tests/e2e \
     exec "$tools/venv/bin/python" "$here/suite.py" "${crds[@]}"

@@ -18,14 +18,14 @@ import yaml
 from api import Refused, restricted
 from checks import check
 from cluster import Cluster, Failed, wait_until
-from values import VALUE_SETS
+from harness.chart import VALUE_SETS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "target" / "ci"
 CHART = ROOT / "deploy" / "chart" / "aep-batch-gateway"
 EXAMPLES = ROOT / "deploy" / "examples"
-HELMS = sorted((TOOLS / "deploy" / "bin").glob("helm-v*"))
-# What the sets of deploy/tests leave at its default.
+HELMS = sorted((ROOT / "tests/e2e/.run/chart/bin").glob("helm-v*"))
+# What those sets leave at its default.
 THE_REST = [
     ("other names", {
         "image": {"tag": "1.2.3", "pullPolicy": "Always"}, "fullnameOverride": "batches",

@@ -1,4 +1,4 @@
-// Makes the calls that interop/suite.py orders: a line of JSON in, a line out.
+// Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
 package main
 
 import (
@@ -28,17 +28,18 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/dynamicpb"
 
 	pb "example.com/create-batch/gen/aep/ingestion/v1"
 )
 
 type order struct {
-	Do, Address, Path, Service, Version, Compression string
-	Set                                              string
-	Names                                            []string
-	Request                                          json.RawMessage
-	Metadata                                         [][2]string
-	Seconds, CancelAfter, Keepalive                  float64
+	Do, Address, Method, Path, Service, Version, Compression string
+	Set                                                      string
+	Names                                                    []string
+	Request                                                  json.RawMessage
+	Metadata                                                 [][2]string
+	Seconds, CancelAfter, Keepalive                          float64
 }
 
 type told map[string]any
@@ -65,11 +66,11 @@ func channel(o order) *grpc.ClientConn {
 	return channels[key]
 }
 
-func create(ctx context.Context, o order) (told, error) {
+func call(ctx context.Context, o order) (told, error) {
 	for _, pair := range o.Metadata {
 		ctx = metadata.AppendToOutgoingContext(ctx, pair[0], pair[1])
 	}
-	request, answer := &pb.CreateBatchRequest{}, &pb.CreateBatchResponse{}
+	request, answer := message(o.Method+"Request"), message(o.Method+"Response")
 	if err := protojson.Unmarshal(o.Request, request); err != nil {
 		log.Fatal(err)
 	}
@@ -83,12 +84,11 @@ func create(ctx context.Context, o order) (told, error) {
 		ctx, cancel = context.WithCancel(ctx)
 		time.AfterFunc(seconds(o.CancelAfter), cancel)
 	}
-	var err error
-	if o.Path != "" {
-		err = channel(o).Invoke(ctx, o.Path, request, answer, options...)
-	} else {
-		answer, err = pb.NewBatchServiceClient(channel(o)).CreateBatch(ctx, request, options...)
+	path := o.Path
+	if path == "" {
+		path = "/aep.ingestion.v1.BatchService/" + o.Method
 	}
+	err := channel(o).Invoke(ctx, path, request, answer, options...)
 	ended := status.Convert(err)
 	result := told{
 		"code": code.Code(ended.Code()).String(), "message": ended.Message(),
@@ -100,6 +100,11 @@ func create(ctx context.Context, o order) (told, error) {
 		result["status"] = toJSON(ended.Proto())
 	}
 	return result, nil
+}
+
+func message(name string) proto.Message {
+	messages := pb.File_aep_ingestion_v1_batch_service_proto.Messages()
+	return dynamicpb.NewMessage(messages.ByName(protoreflect.Name(name)))
 }
 
 func check(ctx context.Context, o order) (told, error) {
@@ -257,7 +262,7 @@ func readServiceConfig() string {
 
 func main() {
 	do := map[string]func(context.Context, order) (told, error){
-		"create": create, "check": check, "watch": watch, "reflect": reflect, "load": load,
+		"call": call, "check": check, "watch": watch, "reflect": reflect, "load": load,
 	}
 	lines := bufio.NewReader(os.Stdin)
 	for {

@@ -34,6 +34,9 @@ class Simulator(Program):
         """Each of the next requests meets one of them."""
         get(f"http://{self.address}/_simulator/faults", "\n".join(faults).encode())
 
+    def clear_faults(self):
+        get(f"http://{self.address}/_simulator/faults", method="DELETE")
+
 
 class Gateway(Program):
     """`aep-batch-gateway serve`. `upstream` has the URLs of the API."""

@@ -5,7 +5,7 @@ import shutil
 
 from harness.envoy import Envoy, Sidecar
 from harness.gateway import Gateway, Simulator
-from harness.process import RUN
+from harness.process import RUN, Program
 
 
 class Programs:
@@ -25,6 +25,9 @@ class Programs:
     def __exit__(self, *_):
         for program in reversed(self.started):
             program.close()
+
+    def program(self, name, *command, env=None):
+        return Program(self, name, *command, env=env)
 
     def simulator(self, *flags, faults=(), share=0.4):
         return Simulator(self, *flags, faults=faults, share=share)

@@ -1,13 +1,11 @@
 package example;
 
 import aep.ingestion.v1.BatchServiceGrpc;
-import aep.ingestion.v1.CreateBatchRequest;
-import aep.ingestion.v1.CreateBatchResponse;
-import com.google.common.util.concurrent.ListenableFuture;
 import com.google.gson.Gson;
 import com.google.gson.JsonParser;
 import com.google.protobuf.ByteString;
 import com.google.protobuf.DescriptorProtos.FileDescriptorProto;
+import com.google.protobuf.Message;
 import com.google.protobuf.MessageOrBuilder;
 import com.google.protobuf.TypeRegistry;
 import com.google.protobuf.util.JsonFormat;
@@ -18,6 +16,8 @@ import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.Metadata;
+import io.grpc.MethodDescriptor;
+import io.grpc.MethodDescriptor.PrototypeMarshaller;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.health.v1.HealthCheckRequest;
@@ -42,7 +42,7 @@ import java.util.concurrent.TimeoutException;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.Function;
 
-/** Makes the calls that interop/suite.py orders: a line of JSON in, a line out. */
+/** Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out. */
 public final class Interop {
   private static final Gson GSON = new Gson();
   private static final JsonFormat.Printer PRINTER =
@@ -56,6 +56,7 @@ public final class Interop {
   /** What the suite orders. */
   private record Order(
       String address,
+      String method,
       String path,
       String service,
       String version,
@@ -76,7 +77,7 @@ public final class Interop {
       try {
         told =
             switch (verb) {
-              case "create" -> create(order);
+              case "call" -> call(order);
               case "check" -> check(order);
               case "watch" -> watch(order);
               case "reflect" -> reflect(order);
@@ -103,8 +104,20 @@ public final class Interop {
     return channels.get(key);
   }
 
-  private static Map<String, Object> create(Order order) throws Exception {
-    var request = CreateBatchRequest.newBuilder();
+  @SuppressWarnings("unchecked")
+  private static Map<String, Object> call(Order order) throws Exception {
+    var service = BatchServiceGrpc.getServiceDescriptor();
+    var method =
+        (MethodDescriptor<Message, Message>)
+            service.getMethods().stream()
+                .filter(one -> one.getBareMethodName().equals(order.method))
+                .findFirst()
+                .orElseThrow();
+    if (order.path != null) {
+      method = method.toBuilder().setFullMethodName(order.path.substring(1)).build();
+    }
+    var marshaller = (PrototypeMarshaller<Message>) method.getRequestMarshaller();
+    var request = marshaller.getMessagePrototype().newBuilderForType();
     JsonFormat.parser().merge(GSON.toJson(order.request), request);
     Metadata metadata = new Metadata();
     for (String[] pair : order.metadata) {
@@ -118,21 +131,11 @@ public final class Interop {
             MetadataUtils.newAttachHeadersInterceptor(metadata),
             MetadataUtils.newCaptureMetadataInterceptor(headers, trailers));
     long milliseconds = (long) (order.seconds * 1000);
-    ListenableFuture<CreateBatchResponse> call;
-    if (order.path != null) {
-      var method =
-          BatchServiceGrpc.getCreateBatchMethod().toBuilder()
-              .setFullMethodName(order.path.substring(1))
-              .build();
-      var options = CallOptions.DEFAULT.withDeadlineAfter(milliseconds, TimeUnit.MILLISECONDS);
-      call = ClientCalls.futureUnaryCall(channel.newCall(method, options), request.build());
-    } else {
-      call =
-          BatchServiceGrpc.newFutureStub(channel)
-              .withDeadlineAfter(milliseconds, TimeUnit.MILLISECONDS)
-              .withCompression(order.compression == null ? "identity" : order.compression)
-              .createBatch(request.build());
-    }
+    var options =
+        CallOptions.DEFAULT
+            .withDeadlineAfter(milliseconds, TimeUnit.MILLISECONDS)
+            .withCompression(order.compression == null ? "identity" : order.compression);
+    var call = ClientCalls.futureUnaryCall(channel.newCall(method, options), request.build());
     if (order.cancelAfter > 0) {
       try {
         call.get((long) (order.cancelAfter * 1000), TimeUnit.MILLISECONDS);
