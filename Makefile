@@ -61,7 +61,6 @@ e2e: $(GATEWAY) ## Real clients, Envoy, browsers, Prometheus, Helm
 	tests/e2e/run.sh --gateway $(GATEWAY)
 	tests/grpc-web/run.sh $(GATEWAY)
 	tests/monitoring/run.sh $(GATEWAY)
-	deploy/test.sh $(GATEWAY)
 
 fuzz: $(PYTHON) ## Fuzz each target for 10 seconds (SECONDS_EACH=320 for longer)
 	PATH=$(PYTHON):$$PATH fuzz/run.sh $(or $(SECONDS_EACH),10)
@@ -97,7 +96,7 @@ landed: $(BUF) ## Accept an API that has grown: update proto/landed.binpb
 tools: $(BUF) $(ACTIONLINT) $(PYTHON)
 
 builds: ## What takes minutes to compile, for .ci/run to do in the background
-	deploy/test.sh --build
+	tests/e2e/chart/install.sh
 	tests/e2e/clients/install.sh
 	cargo build --locked --release --manifest-path bench/Cargo.toml
 
