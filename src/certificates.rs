@@ -1,7 +1,11 @@
-//! TLS where calls are taken: what its PEM files say, and whom the certificate
-//! of a client names.
+//! TLS for callers: what the PEM files hold, and whom a client certificate names.
 
-use std::{fs, ops::Range, path::PathBuf, sync::Arc};
+use std::{
+    fmt, fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use der::{
     AnyRef, Decode, SliceReader, Tag, Tagged,
@@ -12,13 +16,15 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use webpki::EndEntityCert;
 
-/// How TLS is spoken where calls are taken.
+use crate::quote::Quote;
+
+/// TLS for callers.
 #[derive(Clone, Debug)]
 pub struct TlsOptions {
     /// Where the certificates are.
     pub files: TlsFiles,
-    /// The clients that may call, by a name in their certificate. All, if it is empty.
-    pub allowed: Arc<[String]>,
+    /// The clients that may call, by a name in their certificate. Empty: all clients.
+    pub allowed_clients: Arc<[String]>,
 }
 
 /// The PEM files.
@@ -26,13 +32,13 @@ pub struct TlsOptions {
 pub struct TlsFiles {
     /// The gateway's certificate and its chain.
     pub cert: PathBuf,
-    /// Its key.
+    /// Its private key.
     pub key: PathBuf,
-    /// The authorities of clients' certificates. Without it, clients show none.
+    /// The authorities of client certificates. Without it, clients present none.
     pub client_ca: Option<PathBuf>,
 }
 
-/// What the files held when they were read.
+/// What the files contained when they were read.
 #[derive(PartialEq, Eq)]
 pub struct Pem {
     cert: Vec<u8>,
@@ -40,29 +46,28 @@ pub struct Pem {
     client_ca: Option<Vec<u8>>,
 }
 
-/// Certificates that hold.
+/// Valid certificates.
 pub struct Loaded {
-    /// How connections are opened with them. Which protocol is spoken inside is left open.
+    /// How to accept connections with them. ALPN is left to the caller.
     pub server: ServerConfig,
     /// When the gateway's certificate begins and ends, in Unix seconds.
     pub validity: Range<i64>,
 }
 
 impl TlsFiles {
-    /// Reads the files, or tells which of them cannot be read.
+    /// Reads the files. Names each one that cannot be read.
     pub fn read(&self) -> Result<Pem, Vec<String>> {
         let mut problems = Vec::new();
-        let mut read = |flag, path: &PathBuf| {
+        let mut read = |file, path: &PathBuf| {
             fs::read(path).unwrap_or_else(|error| {
-                let path = path.display();
-                problems.push(format!("--tls-{flag}-file cannot be read: {path}: {error}"));
+                problems.push(problem(file, path, format_args!("cannot be read: {error}")));
                 Vec::new()
             })
         };
         let pem = Pem {
-            cert: read("cert", &self.cert),
-            key: read("key", &self.key),
-            client_ca: self.client_ca.as_ref().map(|path| read("client-ca", path)),
+            cert: read(CERT, &self.cert),
+            key: read(KEY, &self.key),
+            client_ca: self.client_ca.as_ref().map(|path| read(CLIENT_CA, path)),
         };
         match problems.is_empty() {
             true => Ok(pem),
@@ -70,51 +75,38 @@ impl TlsFiles {
         }
     }
 
-    /// Parses what was read, and checks that certificate and key belong together.
+    /// Parses the files, and checks that certificate and key belong together.
     pub fn parse(&self, pem: &Pem) -> Result<Loaded, Vec<String>> {
-        let mut problems = Vec::new();
-        let mut problem = |flag, path: &PathBuf, what: &str| {
-            problems.push(format!("--tls-{flag}-file {what}: {}", path.display()));
+        let chain = certificates(&pem.cert).map_err(|why| problem(CERT, &self.cert, why));
+        let key = PrivateKeyDer::from_pem_slice(&pem.key)
+            .map_err(|_| problem(KEY, &self.key, "contains no PEM key"));
+        let client_ca = self.client_ca.as_deref().zip(pem.client_ca.as_deref());
+        let trusted = client_ca
+            .map(|(path, pem)| certificates(pem).map_err(|why| problem(CLIENT_CA, path, why)))
+            .transpose();
+        let (chain, key, trusted) = match (chain, key, trusted) {
+            (Ok(chain), Ok(key), Ok(trusted)) => (chain, key, trusted),
+            (chain, key, trusted) => {
+                let problems = [chain.err(), key.err(), trusted.err()];
+                return Err(problems.into_iter().flatten().collect());
+            }
         };
-        let chain = certificates(&pem.cert)
-            .map_err(|what| problem("cert", &self.cert, &what))
-            .ok();
-        let key = PrivateKeyDer::from_pem_slice(&pem.key).ok();
-        if key.is_none() {
-            problem("key", &self.key, "has no PEM key");
-        }
-        let mut roots = None;
-        if let (Some(path), Some(pem)) = (&self.client_ca, &pem.client_ca) {
-            roots = certificates(pem)
-                .map_err(|what| problem("client-ca", path, &what))
-                .ok();
-        }
-        let (Some(chain), Some(key), true) = (chain, key, problems.is_empty()) else {
-            return Err(problems);
-        };
-        let bad = |flag: &str, path: &PathBuf, error: String| {
-            vec![format!(
-                "--tls-{flag}-file is bad: {}: {error}",
-                path.display()
-            )]
-        };
-        let validity =
-            validity(&chain[0]).map_err(|error| bad("cert", &self.cert, error.to_string()))?;
+        let validity = validity(&chain[0]).map_err(|why| vec![problem(CERT, &self.cert, why)])?;
         let builder = ServerConfig::builder();
-        let builder = match roots {
-            None => builder.with_no_client_auth(),
-            Some(trusted) => {
+        let builder = match (trusted, &self.client_ca) {
+            (Some(trusted), Some(path)) => {
                 let mut roots = RootCertStore::empty();
                 roots.add_parsable_certificates(trusted);
                 let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build();
-                let told = |error| vec![format!("--tls-client-ca-file is bad: {error}")];
-                builder.with_client_cert_verifier(verifier.map_err(told)?)
+                let verifier = verifier.map_err(|why| vec![problem(CLIENT_CA, path, why)])?;
+                builder.with_client_cert_verifier(verifier)
             }
+            _ => builder.with_no_client_auth(),
         };
         let mut server = builder
             .with_single_cert(chain, key)
-            .map_err(|error| bad("key", &self.key, error.to_string()))?;
-        // Every connection shows its certificate: a resumed one would not be checked again.
+            .map_err(|why| vec![problem(KEY, &self.key, why)])?;
+        // Every connection presents its certificate: a resumed one would not be checked again.
         // (Early data, which could be replayed, is off by default.)
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
@@ -122,17 +114,23 @@ impl TlsFiles {
     }
 }
 
-/// The certificates in a PEM file; or what is wrong with it, as the end of a
-/// sentence. The library's own iterator takes a certificate without its END line
-/// and the next one as one.
+const CERT: &str = "TLS certificate";
+const KEY: &str = "TLS private key";
+const CLIENT_CA: &str = "TLS client CA";
+
+fn problem(file: &str, path: &Path, why: impl fmt::Display) -> String {
+    format!("{file} {}: {why}", path.display())
+}
+
+/// The certificates in a PEM file, or what is wrong with it. The library's own iterator reads a
+/// certificate without its END line and the next one as one.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     const BEGIN: &str = "-----BEGIN ";
     const LABEL: &str = "CERTIFICATE";
     let text = String::from_utf8_lossy(pem);
     let ends = |section: &str| section.matches("-----END ").count();
     let mut good = Vec::new();
-    let bad =
-        |number: usize, why: &str| Err(format!("has a bad certificate, number {number}: {why}"));
+    let bad = |number: usize, why: &str| Err(format!("certificate {number} is invalid: {why}"));
     let mut sections = text.split(BEGIN);
     if sections.next().is_some_and(|comment| ends(comment) > 0) {
         return bad(1, "it has no BEGIN line");
@@ -140,7 +138,7 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
     for section in sections {
         let number = good.len() + 1;
         let label = section.split(['-', '\r', '\n']).next().unwrap_or_default();
-        // The file may hold other things too, such as a key.
+        // The file may contain other things too, such as a key.
         if LABEL.starts_with(label.trim_end()) {
             if ends(section) == 0 {
                 return bad(number, "it has no END line");
@@ -160,12 +158,13 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
         }
     }
     match good.is_empty() {
-        true => Err("has no PEM certificate".to_owned()),
+        true => Err("contains no PEM certificate".to_owned()),
         false => Ok(good),
     }
 }
 
-/// `tbsCertificate.validity` (RFC 5280, section 4.1), in Unix seconds.
+/// `tbsCertificate.validity` (RFC 5280, section 4.1), in Unix seconds. A whole X.509 parser
+/// would be two dozen crates.
 fn validity(certificate: &CertificateDer<'_>) -> der::Result<Range<i64>> {
     let mut certificate = SliceReader::new(AnyRef::from_der(certificate)?.value())?;
     let mut fields = SliceReader::new(AnyRef::decode(&mut certificate)?.value())?;
@@ -190,59 +189,51 @@ fn time(value: AnyRef<'_>) -> der::Result<i64> {
     Ok(i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// Who is at the other end of a connection.
+/// The client at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// The name in its certificate that is on the list, or the first. Where several
-    /// are, all of them.
+    /// The allowed name in its certificate, or else the first name. If several are allowed,
+    /// all of them.
     pub identity: Option<Arc<str>>,
     /// Whether it may call.
-    pub allowed: bool,
+    pub authorized: bool,
 }
 
 impl Peer {
-    /// Who has shown a certificate, which has been verified, or none.
+    /// The client that has presented a certificate, already verified, or none.
     ///
-    /// An authority that may only name one domain can still issue any URI, so an
-    /// entry of the list is compared with names of its own kind alone. A certificate
-    /// with several of the list is nobody's in particular, and so is one for SPIFFE
-    /// with another URI (X.509-SVID, section 2: exactly one).
+    /// An authority that is limited to one domain can still issue any URI, so an allowed name
+    /// is compared only with names of its own kind. A certificate with several allowed names
+    /// identifies no client, and neither does a SPIFFE certificate with a second URI
+    /// (X.509-SVID, section 2: exactly one).
     pub fn of(certificate: Option<&CertificateDer<'_>>, allowed: &[String]) -> Self {
-        let certificate = certificate.and_then(|shown| EndEntityCert::try_from(shown).ok());
+        const LONGEST: usize = 256;
+        let certificate = certificate.and_then(|der| EndEntityCert::try_from(der).ok());
         let certificate = certificate.as_ref();
         let uris: Vec<&str> = certificate.map_or_else(Vec::new, |c| c.valid_uri_names().collect());
         let dns: Vec<&str> = certificate.map_or_else(Vec::new, |c| c.valid_dns_names().collect());
         let is_spiffe = uris.iter().any(|uri| uri.starts_with("spiffe://"));
-        let listed = allowed.iter().map(String::as_str).filter(|entry| {
-            let same_kind = if is_uri(entry) { &uris } else { &dns };
-            same_kind.contains(entry)
+        let listed = allowed.iter().map(String::as_str).filter(|name| {
+            let same_kind = if is_uri(name) { &uris } else { &dns };
+            same_kind.contains(name)
         });
         let mut names: Vec<&str> = listed.collect();
-        let allowed = allowed.is_empty() || (names.len() == 1 && !(is_spiffe && uris.len() > 1));
+        let authorized = allowed.is_empty() || (names.len() == 1 && !(is_spiffe && uris.len() > 1));
         if names.is_empty() {
             names.extend(uris.iter().chain(&dns).next());
         }
+        // For logs: whoever issues certificates chose the names.
+        let shown = Quote::default().text(&names.join(" and "), LONGEST);
         Peer {
-            identity: (!names.is_empty()).then(|| shown(&names.join(" and ")).into()),
-            allowed,
+            identity: (!names.is_empty()).then(|| shown.into()),
+            authorized,
         }
     }
 }
 
-/// Whether an entry of the list is a URI, and not a DNS name.
-pub fn is_uri(entry: &str) -> bool {
-    entry.contains(':')
-}
-
-/// A name as it may stand in a log: whoever issues certificates chose it.
-fn shown(name: &str) -> String {
-    const LONGEST: usize = 256;
-    let mut name = name.replace(|c: char| c.is_control() || c.is_whitespace(), " ");
-    if name.len() > LONGEST {
-        name.truncate(name.floor_char_boundary(LONGEST));
-        name.push('…');
-    }
-    name
+/// Whether an allowed name is a URI, and not a DNS name.
+pub fn is_uri(name: &str) -> bool {
+    name.contains(':')
 }
 
 #[cfg(test)]
@@ -299,7 +290,7 @@ mod tests {
                 (format!("{a}{c}\r\n{cut}"), 3),
             ] {
                 let told = certificates(pem.as_bytes()).unwrap_err();
-                let expected = format!("has a bad certificate, number {number}: {why}");
+                let expected = format!("certificate {number} is invalid: {why}");
                 assert_eq!(told, expected, "{pem}");
             }
         }
@@ -307,7 +298,7 @@ mod tests {
         assert_eq!(certificates(good.as_bytes()).unwrap().len(), 2);
         for none in ["", "nothing", &key] {
             let told = certificates(none.as_bytes()).unwrap_err();
-            assert_eq!(told, "has no PEM certificate");
+            assert_eq!(told, "contains no PEM certificate");
         }
     }
 
@@ -335,7 +326,7 @@ mod tests {
             let allowed: Vec<_> = allowed.iter().map(|name| name.to_string()).collect();
             let peer = Peer::of(Some(&shown), &allowed);
             assert_eq!(peer.identity.as_deref(), Some(identity), "{allowed:?}");
-            assert_eq!(peer.allowed, may, "{allowed:?}");
+            assert_eq!(peer.authorized, may, "{allowed:?}");
         }
         // Each kind in the other's clothes.
         let mut params = CertificateParams::default();
@@ -347,17 +338,17 @@ mod tests {
         let disguised = params.self_signed(&key).unwrap();
         for allowed in ["a.example", "spiffe://td/a"] {
             let peer = Peer::of(Some(disguised.der()), &[allowed.to_owned()]);
-            assert!(!peer.allowed, "{allowed}");
+            assert!(!peer.authorized, "{allowed}");
         }
         let two = certificate(&["spiffe://td/a", "spiffe://td/b"], 2031);
-        assert!(!Peer::of(Some(&two), &["spiffe://td/a".to_owned()]).allowed);
+        assert!(!Peer::of(Some(&two), &["spiffe://td/a".to_owned()]).authorized);
         let odd = certificate(&[&format!("x://\n{}", "y".repeat(10_000))], 2031);
         let identity = Peer::of(Some(&odd), &[]).identity.unwrap();
         assert!(identity.len() < 300 && !identity.contains('\n'));
         for nameless in [None, Some(&certificate(&[], 2031))] {
             let peer = Peer::of(nameless, &["a".to_owned()]);
-            assert!(peer.identity.is_none() && !peer.allowed);
-            assert!(Peer::of(nameless, &[]).allowed);
+            assert!(peer.identity.is_none() && !peer.authorized);
+            assert!(Peer::of(nameless, &[]).authorized);
         }
     }
 }

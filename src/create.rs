@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use clap::ValueEnum;
 use http::HeaderMap;
 use tokio::time::{Instant, sleep};
 use tonic::Code;
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// When external ids are looked up before a create.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LookUp {
     /// Always.
     Always,

@@ -20,10 +20,10 @@ pub mod telemetry;
 
 pub mod status;
 
+pub mod certificates;
 pub mod quote;
 
 pub mod attempts;
-pub mod certificates;
 pub mod credentials;
 pub mod deadline;
 pub mod early_headers;

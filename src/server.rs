@@ -92,21 +92,22 @@ pub async fn start(
     telemetry: Arc<Telemetry>,
     log_level: LogLevel,
 ) -> Result<Running, StartError> {
-    let max_connections = descriptors::make_room(config.max_connections, config.max_in_flight);
+    let settings = &config.settings;
+    let max_connections = descriptors::make_room(settings.max_connections, settings.max_in_flight);
     let cannot_listen = |place: String| move |error| StartError::Listen(place, error);
-    let (listener, listen) = Listener::bind(&config.listen)
+    let (listener, listen) = Listener::bind(&settings.listen)
         .await
-        .map_err(cannot_listen(config.listen.to_string()))?;
-    let admin_listener = TcpListener::bind(config.admin_listen)
+        .map_err(cannot_listen(settings.listen.to_string()))?;
+    let admin_listener = TcpListener::bind(settings.admin_listen)
         .await
-        .map_err(cannot_listen(config.admin_listen.to_string()))?;
+        .map_err(cannot_listen(settings.admin_listen.to_string()))?;
     let admin = admin_listener
         .local_addr()
-        .map_err(cannot_listen(config.admin_listen.to_string()))?;
+        .map_err(cannot_listen(settings.admin_listen.to_string()))?;
 
-    let flights = Flights::new(config.max_in_flight, telemetry.clone());
-    let web = config.grpc_web.map(|origins| Web {
-        origins,
+    let flights = Flights::new(settings.max_in_flight, telemetry.clone());
+    let web = settings.grpc_web.then(|| Web {
+        origins: settings.grpc_web_origins.clone(),
         metadata: config.credentials.forward.clone(),
     });
     let web = web.map(Arc::new);
@@ -119,7 +120,11 @@ pub async fn start(
         .tls
         .map(|tls| Tls::start(tls, alpn, telemetry.clone()));
     let tls = tls.transpose().map_err(StartError::Tls)?;
-    let shared = Shared::new(config.look_up, config.request_timeout, telemetry.clone());
+    let shared = Shared::new(
+        settings.look_up,
+        settings.request_timeout,
+        telemetry.clone(),
+    );
     let shared = Arc::new(shared);
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
@@ -127,7 +132,7 @@ pub async fn start(
     let stop = Stop::default();
     let upstream_tls = upstream::tls(&config.upstream).map_err(StartError::Trust)?;
     // A worker has a client of its own: a connection to the API lives on one thread too.
-    let bounds = Bounds::new(config.max_in_flight, max_connections);
+    let bounds = Bounds::new(settings.max_in_flight, max_connections);
     let services = || {
         let (options, tls) = (config.upstream.clone(), upstream_tls.clone());
         let upstream = Upstream::new(options, tls, telemetry.clone());
@@ -135,14 +140,14 @@ pub async fn start(
         let gateway = Gateway {
             credentials: config.credentials.clone(),
             creator: Arc::new(Creator::new(upstream, shared.clone())),
-            generate_external_ids: config.generate_external_ids,
+            generate_external_ids: settings.generate_external_ids,
             flights: flights.clone(),
             telemetry: telemetry.clone(),
         };
         let (health, web) = (health.clone(), web.clone());
         let (draining, ending) = (not_ready.clone(), stop.drain.clone());
         let options = grpc::Options {
-            with_reflection: config.reflection,
+            with_reflection: settings.reflection,
             web,
             bounds: bounds.clone(),
             draining,
@@ -166,7 +171,7 @@ pub async fn start(
     tokio::spawn(admin::serve(admin_listener, admin_pages));
     let limits = Limits {
         connections: max_connections,
-        age: config.max_connection_age,
+        age: settings.max_connection_age,
     };
     let server = Server::new(tls, limits, telemetry.clone(), stop.clone());
     tokio::spawn(server.accept(listener, workers));
@@ -179,8 +184,8 @@ pub async fn start(
         stop,
         flights,
         telemetry,
-        drain_delay: config.drain_delay,
-        drain_timeout: config.drain_timeout,
+        drain_delay: settings.drain_delay,
+        drain_timeout: settings.drain_timeout,
     })
 }
 

@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use clap::ValueEnum;
 use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::{Url, redirect};
 use rustix::io::Errno;
@@ -57,14 +58,16 @@ const IDLE_CONNECTION: Duration = Duration::from_secs(15);
 const USER_AGENT: &str = concat!("aep-batch-gateway/", env!("CARGO_PKG_VERSION"));
 
 /// Which HTTP version is spoken with the API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum HttpVersion {
     /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
     #[default]
     Auto,
     /// HTTP/1.1 only.
+    #[value(name = "1")]
     Http1,
     /// HTTP/2 only; without TLS by prior knowledge.
+    #[value(name = "2")]
     Http2,
 }
 

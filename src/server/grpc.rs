@@ -128,7 +128,7 @@ impl GrpcServices {
             let call = self.telemetry.call(method, request.headers(), client);
             return self.answer_batch_call(connection, request, method, call);
         }
-        if !peer.allowed {
+        if !peer.authorized {
             let identity = peer.identity.as_deref();
             return at_once(status::client_not_allowed(identity, None).into_http());
         }
@@ -147,7 +147,7 @@ impl GrpcServices {
     ) -> Answer {
         let peer = &connection.peer;
         let record = call.record().clone();
-        if !peer.allowed {
+        if !peer.authorized {
             record.refused(&status::CLIENT_NOT_ALLOWED);
             let (identity, id) = (peer.identity.as_deref(), record.request_id());
             let refusal = status::client_not_allowed(identity, Some(id)).into_http();

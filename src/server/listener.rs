@@ -250,7 +250,7 @@ impl Server {
         let shown = from.map(display);
         match accepted {
             Ok((stream, peer)) => {
-                if !peer.allowed {
+                if !peer.authorized {
                     self.telemetry.connection_refused("tls");
                     static THROTTLE: Throttle = Throttle::new();
                     if let Some(suppressed) = THROTTLE.permit() {

@@ -1,4 +1,4 @@
-//! TLS on the gRPC listener: the handshake, and certificates that change.
+//! TLS on the gRPC listener: the handshake, and reloading certificates.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -16,66 +16,72 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// How often the files are read. Kubernetes replaces them by swapping symbolic
-/// links of folders, so what they hold is compared: nothing else is certain.
+/// How often the files are read. Kubernetes replaces them by swapping the symbolic link of
+/// their folder, so only their contents show a change.
 const POLL: Duration = Duration::from_secs(10);
 
-/// How long a client whose handshake failed may take to hear why.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long sending the alert may take after a failed handshake.
+const ALERT_FLUSH: Duration = Duration::from_secs(1);
 
-/// Opens TLS connections with the certificates in force.
+/// Accepts TLS connections with the current certificates.
 #[derive(Clone)]
 pub(super) struct Tls {
-    in_force: watch::Receiver<Arc<ServerConfig>>,
-    allowed: Arc<[String]>,
+    current: watch::Receiver<Arc<ServerConfig>>,
+    allowed_clients: Arc<[String]>,
 }
 
 impl Tls {
-    /// Loads the certificates, and again when they change or SIGHUP comes.
+    /// Loads the certificates, and reloads them when they change or on SIGHUP.
     pub(super) fn start(
         options: TlsOptions,
         alpn: &'static [&'static str],
         telemetry: Arc<Telemetry>,
     ) -> Result<Self, Vec<String>> {
-        let TlsOptions { files, allowed } = options;
+        let TlsOptions {
+            files,
+            allowed_clients,
+        } = options;
         let pem = files.read()?;
         let loaded = files.parse(&pem)?;
         let hangup = signal(SignalKind::hangup()).map_err(|error| vec![error.to_string()])?;
         telemetry.tls_validity(&loaded.validity);
-        let (sender, in_force) = watch::channel(server(loaded, alpn));
+        let (sender, current) = watch::channel(server(loaded, alpn));
         let reload = Reload {
             files,
             pem,
             alpn,
-            in_force: sender,
+            current: sender,
             telemetry,
         };
         tokio::spawn(reload.run(hangup));
-        Ok(Tls { in_force, allowed })
+        Ok(Tls {
+            current,
+            allowed_clients,
+        })
     }
 
-    /// Opens a connection, and tells who is at its other end.
+    /// Accepts a connection and identifies the client.
     pub(super) async fn accept<S>(&self, stream: S) -> io::Result<(TlsStream<S>, Peer)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let server = self.in_force.borrow().clone();
+        let server = self.current.borrow().clone();
         let accepted = TlsAcceptor::from(server).accept(stream).into_fallible();
         let stream = match accepted.await {
             Ok(stream) => stream,
             Err((error, stream)) => {
-                let _ = timeout(LAST_WORDS, close(stream)).await;
+                let _ = timeout(ALERT_FLUSH, close(stream)).await;
                 return Err(error);
             }
         };
-        let shown = stream.get_ref().1.peer_certificates();
-        let peer = Peer::of(shown.and_then(<[_]>::first), &self.allowed);
+        let presented = stream.get_ref().1.peer_certificates();
+        let peer = Peer::of(presented.and_then(<[_]>::first), &self.allowed_clients);
         Ok((stream, peer))
     }
 }
 
-/// Closes so that the alert, which says why, arrives: what is left unread
-/// would reset the connection.
+/// Closes so that the alert, which says why, arrives: closing with unread data would reset the
+/// connection.
 async fn close(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream.shutdown().await?;
     let mut unread = stream.take(64 * 1024);
@@ -89,14 +95,13 @@ fn server(loaded: Loaded, alpn: &[&str]) -> Arc<ServerConfig> {
     Arc::new(server)
 }
 
-/// Follows the files. New connections get what they hold; those that exist
-/// keep what they were opened with.
+/// Reloads the files. New connections use the new certificates; open ones keep theirs.
 struct Reload {
     files: TlsFiles,
-    /// What is in force.
+    /// The current contents.
     pem: Pem,
     alpn: &'static [&'static str],
-    in_force: watch::Sender<Arc<ServerConfig>>,
+    current: watch::Sender<Arc<ServerConfig>>,
     telemetry: Arc<Telemetry>,
 }
 
@@ -120,14 +125,17 @@ impl Reload {
                 Ok((loaded, pem)) => {
                     let not_after = loaded.validity.end;
                     self.telemetry.tls_validity(&loaded.validity);
-                    self.in_force.send_replace(server(loaded, self.alpn));
+                    self.current.send_replace(server(loaded, self.alpn));
                     self.pem = pem;
                     tracing::info!(not_after, "TLS certificates reloaded");
                 }
-                // Half written, perhaps: the next look finds the rest.
+                // Perhaps half written: the next poll finds the rest.
                 Err(problems) => {
                     let problems = problems.join("; ");
-                    tracing::warn!(problems, "TLS certificates not reloaded: the old ones stay");
+                    tracing::warn!(
+                        problems,
+                        "TLS certificates not reloaded, keeping the current ones"
+                    );
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
+use clap::ValueEnum;
 use tracing::Level;
 use tracing_subscriber::{
     Registry,
@@ -19,7 +20,7 @@ use tracing_subscriber::{
 use super::{access, log_queue};
 
 /// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// One JSON object to a line.
     Json,

@@ -143,6 +143,26 @@ async fn bad_configuration_is_refused_with_every_problem() {
             "{told}"
         );
     }
+    let mixed = file("mixed.toml", "drain_delay = 'x'\nlog_format = 'xml'\n");
+    let output = Gateway::command(&["serve", "--listen=nowhere", "--default-api-key=s3 cret"])
+        .env("AEP_GATEWAY_CONFIG", &mixed)
+        .env("AEP_GATEWAY_GRPC_WEB", "maybe")
+        .output()
+        .await
+        .unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(told.lines().count(), 6, "{told}");
+    for flag in [
+        "--drain-delay",
+        "--listen",
+        "--grpc-web",
+        "--default-api-key",
+    ] {
+        assert!(told.contains(flag), "{told}");
+    }
+    assert!(told.contains("[possible values: json, text]"), "{told}");
+    assert!(!told.contains("s3 cret"), "{told}");
+
     let bad = file("bad.toml", "listen = 1\nlisten_adress = 'x'\n[table]\n");
     let output = run(&["serve", "--config", bad.to_str().unwrap()]).await;
     assert_eq!(output.status.code(), Some(2));
@@ -206,6 +226,7 @@ async fn help_shows_no_secret() {
         .await
         .unwrap();
     assert!(text(&output.stdout).contains("AEP_GATEWAY_DEFAULT_API_KEY"));
+    assert!(text(&output.stdout).contains("- on-retry:"));
     assert!(!text(&output.stdout).contains("s3cret"));
 }
 
@@ -298,9 +319,9 @@ async fn config_shows_the_proxy_of_each_url() {
 async fn a_token_file_that_holds_something_else_is_refused_and_never_quoted() {
     let ims = r#"{"access_token":"s3cret","token_type":"bearer","expires_in":86399}"#;
     for (held, told) in [
-        (ims, "holds JSON"),
-        ("Bearer s3cret\n", "has the word Bearer"),
-        ("\u{feff}s3cret s3cret", "holds more than one word"),
+        (ims, "contains JSON"),
+        ("Bearer s3cret\n", "the word Bearer"),
+        ("\u{feff}s3cret s3cret", "contains more than one word"),
     ] {
         let token = file("token-file", held);
         let flag = format!("--default-token-file={}", token.display());
@@ -308,7 +329,7 @@ async fn a_token_file_that_holds_something_else_is_refused_and_never_quoted() {
         assert_eq!(output.status.code(), Some(2));
         let output = text(&output.stderr);
         assert!(output.contains(told), "{output}");
-        assert!(output.contains("it should hold the access token alone"));
+        assert!(output.contains("it must contain nothing but the access token"));
         assert!(!output.contains("s3cret"), "{output}");
     }
 
@@ -324,7 +345,7 @@ async fn a_token_file_that_holds_something_else_is_refused_and_never_quoted() {
 }
 
 #[tokio::test]
-async fn a_variable_that_sets_nothing_is_told() {
+async fn a_variable_that_is_not_a_setting_is_reported() {
     let odd = |command: &mut tokio::process::Command| {
         command
             .env("AEP_GATEWAY_LISTN", "s3cret")
@@ -335,10 +356,9 @@ async fn a_variable_that_sets_nothing_is_told() {
             .env("AEP_GATEWAY_PORT_50051_TCP_ADDR", "10.0.0.1");
     };
     let told = [
-        "AEP_GATEWAY_LISTN sets nothing: there is no such setting. The nearest is \
-         AEP_GATEWAY_LISTEN",
-        "AEP_GATEWAY_REQUEST_TIMEOUTS sets nothing: there is no such setting. The nearest is \
-         AEP_GATEWAY_REQUEST_TIMEOUT",
+        "AEP_GATEWAY_LISTN is not a setting and has no effect. Did you mean AEP_GATEWAY_LISTEN?",
+        "AEP_GATEWAY_REQUEST_TIMEOUTS is not a setting and has no effect. Did you mean \
+         AEP_GATEWAY_REQUEST_TIMEOUT?",
     ];
     let mut config = Gateway::command(&["config"]);
     odd(&mut config);
@@ -361,6 +381,6 @@ async fn a_variable_that_sets_nothing_is_told() {
     for line in told {
         gateway.logs(line).await;
     }
-    assert_eq!(gateway.log().matches("sets nothing").count(), 2);
+    assert_eq!(gateway.log().matches("is not a setting").count(), 2);
     assert!(!gateway.log().contains("s3cret"));
 }

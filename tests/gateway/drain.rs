@@ -138,7 +138,7 @@ async fn a_second_signal_ends_it_at_once() {
         let begin = Instant::now();
         let (status, log) = gateway.ended().await;
         assert_eq!(status.code(), Some(1), "{log}");
-        assert!(log.contains("a second signal"), "{log}");
+        assert!(log.contains("second stop signal"), "{log}");
         assert!(begin.elapsed() < Duration::from_secs(5), "{log}");
         assert!(call.await.unwrap().is_err());
     }

@@ -74,16 +74,19 @@ async fn files_that_do_not_hold_are_refused_at_start() {
     folder.write("tls.key", &key);
     let told = problems(&folder.mtls(), &[]).await;
     assert_eq!(told.len(), 1);
-    assert!(told[0].starts_with("--tls-key-file is bad: "), "{told:?}");
+    assert!(
+        told[0].starts_with("TLS private key ") && told[0].contains("tls.key: "),
+        "{told:?}"
+    );
 
     let cut: String = ca.pem().lines().take(4).collect::<Vec<_>>().join("\n");
     folder.write("ca.crt", &(ca.pem() + &cut + "\n" + &ca.pem()));
     let upstream_ca = format!("--upstream-ca-file={}/ca.crt", folder.path().display());
     let told = problems(&folder.mtls(), &[&upstream_ca]).await;
-    for flag in ["--tls-client-ca-file", "--upstream-ca-file"] {
-        let named = format!("{flag} has a bad certificate, number 2: it has no END line: ");
-        let is_told = told.iter().any(|line| line.starts_with(&named));
-        assert!(is_told, "{told:?}");
+    for file in ["TLS client CA ", "--upstream-ca-file: "] {
+        let why = "ca.crt: certificate 2 is invalid: it has no END line";
+        let is_told = |line: &String| line.starts_with(file) && line.ends_with(why);
+        assert!(told.iter().any(is_told), "{told:?}");
     }
 
     for file in ["tls.crt", "tls.key", "ca.crt"] {
@@ -108,7 +111,7 @@ async fn a_default_token_needs_an_allow_list_or_a_word() {
     let token = format!("--default-token-file={}/token", folder.path().display());
     let told = problems(&folder.mtls(), &[&token]).await;
     assert!(
-        told[0].starts_with("--default-token-file lets whoever"),
+        told[0].starts_with("--default-token-file lets everyone"),
         "{told:?}"
     );
     let listed = format!("--tls-allowed-clients={LISTED}");
@@ -271,8 +274,8 @@ async fn changed_certificates_are_used_and_no_connection_is_dropped() {
         let (_, shown) = connect(&gateway, ca.client(Some(&client))).await.unwrap();
         assert_eq!(shown, first.der());
     }
-    gateway.logs("--tls-key-file is bad").await;
-    gateway.logs("--tls-cert-file has no PEM certificate").await;
+    gateway.logs("tls.key: keys may not be consistent").await;
+    gateway.logs("tls.crt: contains no PEM certificate").await;
 
     folder.put(&second);
     gateway.signal("-HUP");
