@@ -59,8 +59,6 @@ test: ## The promises, on the running program (no network, no other language)
 
 e2e: $(GATEWAY) ## Real clients, Envoy, browsers, Prometheus, Helm (ARGS='-k retries': some)
 	tests/e2e/run.sh --gateway $(GATEWAY) $(ARGS)
-	tests/grpc-web/run.sh $(GATEWAY)
-	tests/monitoring/run.sh $(GATEWAY)
 
 fuzz: $(PYTHON) ## Fuzz each target for 10 seconds (SECONDS_EACH=320 for longer)
 	PATH=$(PYTHON):$$PATH fuzz/run.sh $(or $(SECONDS_EACH),10)
