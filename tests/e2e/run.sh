@@ -38,4 +38,4 @@ done
 # Thousands of connections at once, where the system allows it.
 ulimit -S -n 20000 2>/dev/null || true
 cd "$here"
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest -c pyproject.toml -p options "$@"
