@@ -11,9 +11,9 @@ from harness.process import Program, get
 class Simulator(Program):
     """The simulated API. `start` starts it again at the same address, with other faults."""
 
-    def __init__(self, programs, *flags, faults=(), share=0.4):
+    def __init__(self, programs, *flags, faults=(), share=0.4, listen="127.0.0.1:0"):
         super().__init__(programs, "simulator")
-        self.address = "127.0.0.1:0"
+        self.address = listen
         self.start(*flags, faults=faults, share=share)
 
     def start(self, *flags, faults=(), share=0.4):

@@ -43,7 +43,7 @@ class Call:
     origin: str = ""
     batch_id: str = ""
     message: str = ""
-    metadata: dict = field(default_factory=dict)  # headers and trailers
+    metadata: dict = field(default_factory=dict, repr=False)  # headers and trailers
     seconds: float = 0.0
     batches: list = field(default_factory=list)
 

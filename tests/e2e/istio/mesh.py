@@ -7,24 +7,21 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
-from api import Refused, restricted
-from calls import Call
-from cluster import Cluster, Programs, wait_until
 from node import HOST, Node, make_network, sh
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-TOOLS = ROOT / "target" / "ci"
-CHART = ROOT / "deploy" / "chart" / "aep-batch-gateway"
+from harness.chart import CHART, HELM, program
+from harness.gateway import Simulator
+from harness.kubernetes import BIN, Cluster, Refused, restricted
+from harness.load import Call, count_batches
+from harness.process import E2E, ROOT, RUN, get, run, wait_until
+
 EXAMPLE = ROOT / "deploy" / "examples" / "istio.yaml"
 SERVICE = "aep-batch-gateway.ingestion.svc.cluster.local"
 ADDRESS = f"{SERVICE}:50051"
-BIN = TOOLS / "kubernetes" / "bin"
 # Not the script of that name, which needs a Python that others may read.
 ENVOY = Path(find_spec("envoy").origin).parent / "_bin" / "envoy"
 UPSTREAM = f"{HOST}:8600"
@@ -42,14 +39,8 @@ STOCK_ENVOY = {
 
 def make_files(istio, gateway):
     """What images hold, where they hold it. Other users must see it, wherever the project lies."""
-    sh(
-        'mkdir /run/tools; mount --bind "$1" /run/tools; touch /run/gateway; mount --bind "$2" /run/gateway',
-        TOOLS, gateway,
-    )  # fmt: skip
-    for name, source in [("envoy", ENVOY), ("pilot-agent", BIN / "pilot-agent")]:
-        program = Path("/usr/local/bin") / name
-        program.unlink(missing_ok=True)
-        program.symlink_to(Path("/run/tools") / source.relative_to(TOOLS))
+    for source in [gateway, ENVOY, BIN / "pilot-agent"]:
+        sh('rm -f "$1"; touch "$1"; mount --bind "$2" "$1"', f"/usr/local/bin/{source.name}", source)
     Path("/var/lib/istio/envoy").mkdir(parents=True)
     shutil.copy(
         f"{istio}/tools/packaging/common/envoy_bootstrap.json",
@@ -80,72 +71,55 @@ class Caller:
         (self.app,) = [c for c in pod.containers if c.name == "app"]
 
     def start(self, *arguments):
-        """Starts load.py in the pod."""
+        """Starts caller.py in the pod."""
         inside = ["nsenter", "--target", str(self.app.process.pid), "--net", "--mount", "--"]
+        script = Path(__file__).parent / "caller.py"
+        path = {"PYTHONPATH": f"{E2E}:{RUN / 'proto'}"}
         with open(self.log, "a") as log:
             return subprocess.Popen(
-                [*inside, sys.executable, HERE / "load.py", self.address, *map(str, arguments)],
-                env={**os.environ, **self.app.environment()}, stdin=subprocess.DEVNULL,
+                [*inside, sys.executable, script, self.address, *map(str, arguments)],
+                env={**os.environ, **self.app.environment(), **path}, stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
 
-    def ended(self, load):
-        """What it says. It ends: each call has a deadline."""
-        return json.loads(load.communicate(timeout=170)[0])
+    def output(self, process):
+        """What it prints. It ends: each call has a deadline."""
+        return json.loads(process.communicate(timeout=170)[0])
 
-    def said(self, *arguments):
-        return self.ended(self.start(*arguments))
+    def run(self, *arguments):
+        return self.output(self.start(*arguments))
 
 
 class Mesh:
-    """`with Mesh(...) as mesh`."""
+    """Kubernetes, Istio, two gateways, and the simulated API on the host of the node."""
 
-    admin = None  # as calls.table wants it
-
-    def __init__(self, gateway, istio):
-        self.gateway, self.istio = gateway, Path(istio)
-        self.folder = TOOLS / "istio" / "run"
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.programs = Programs(self.folder)
-        self.simulator = None
-        self.helm = max((ROOT / "tests/e2e/.run/chart/bin").glob("helm-v*"))
-
-    def __enter__(self):
+    def __init__(self, programs, istio):
+        self.programs, self.istio, self.folder = programs, istio, programs.folder
+        self.rules, self.callers = "istio-defaults", 0
         make_root()
-        make_files(self.istio, self.gateway)
+        make_files(istio, programs.binary)
         make_network()
-        self.cluster = Cluster(self.folder / "kubernetes", BIN, HOST)
-        self.cluster.__enter__()
+        self.cluster = Cluster(programs, HOST)
         self.api = self.cluster.api
-        crds = self.istio / "manifests" / "charts" / "base" / "files" / "crd-all.gen.yaml"
-        self.cluster.define([crds])
+        self.cluster.define([istio / "manifests" / "charts" / "base" / "files" / "crd-all.gen.yaml"])
         self.node = Node(self.cluster, self.folder / "pods", {
-            "gateway": ["/run/gateway"],
+            "gateway": [f"/usr/local/bin/{programs.binary.name}"],
             "istio-proxy": ["/usr/local/bin/pilot-agent"],
             "discovery": [BIN / "pilot-discovery"],
             "app": ["sleep", "infinity"],
         })  # fmt: skip
-        return self
-
-    def __exit__(self, *_):
-        self.node.over = True
-        self.programs.__exit__()
-        self.cluster.__exit__()
+        self.simulator = Simulator(programs, listen=UPSTREAM)
+        self.install_istio()
+        self.install_gateway()
 
     def version(self):
         version = (self.istio / "VERSION").read_text().strip()
-        envoy = self.run(ENVOY, "--version")[1]
-        return f"Istio {version} ({self.istio.name}), Envoy {re.search(r'/([0-9.]+)/', envoy)[1]}"
-
-    def run(self, *command, text=None):
-        done = subprocess.run(
-            [str(part) for part in command], input=text, capture_output=True, text=True, timeout=180
-        )
-        return done.returncode, done.stdout, done.stderr
+        envoy = re.search(r"/([0-9.]+)/", run(ENVOY, "--version")[1])[1]
+        return f"Kubernetes {self.cluster.version()}, Istio {version} ({self.istio.name}), Envoy {envoy}"
 
     def install(self, name, chart, namespace, values, *flags):
-        code, out, err = self.run(
-            self.helm, "install", name, chart, "--namespace", namespace, "--values", "-",
+        code, out, err = run(
+            program(f"helm-{HELM}"), "install", name, chart, "--namespace", namespace, "--values", "-",
             "--kubeconfig", self.cluster.kubeconfig, *flags, text=yaml.safe_dump(values),
         )  # fmt: skip
         if code:
@@ -194,15 +168,25 @@ class Mesh:
         wait_until("two gateways", lambda: len(self.node.ready("ingestion", "aep")) == 2, 90)
         return self.node.ready("ingestion", "aep")
 
-    def apply_example(self, mark=True):
-        """The example; without what it says of the header by which to retry, if `mark` is false."""
+    def use(self, rules):
+        """`istio-defaults`, or `istio-example`: what deploy/examples has; or the same `unmarked`:
+        without what it says of the header by which to retry."""
+        if rules == self.rules:
+            return
         for document in yaml.safe_load_all(EXAMPLE.read_text()):
-            if document["kind"] == "VirtualService" and not mark:
+            if document["kind"] == "VirtualService" and rules == "unmarked":
                 del document["spec"]["http"][0]["headers"]
-            self.api.apply(document, "ingestion")
+            if rules == "istio-defaults":
+                self.api.delete(self.api.path(document, "ingestion"))
+            else:
+                self.api.apply(document, "ingestion")
+        self.rules = rules
         time.sleep(2)  # until the sidecars have it
 
-    def caller(self, name, account="exporter", labels=None, proxyless=False):
+    def caller(self, account="exporter", labels=None, proxyless=False):
+        """A pod that knows nothing of what was before: its sidecar may have ejected a gateway."""
+        self.callers += 1
+        name = f"caller-{self.callers}"
         metadata = {"name": account}
         self.api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}, "orders")
         annotations = {"inject.istio.io/templates": "grpc-agent"} if proxyless else {}
@@ -216,49 +200,22 @@ class Mesh:
         }, "orders")  # fmt: skip
         wait_until(f"the pod {name}", lambda: self.node.ready("orders", name), 60)
         (pod,) = self.node.ready("orders", name)
-        return Caller(pod, f"xds:///{ADDRESS}" if proxyless else ADDRESS, self.folder / "load.log")
+        return Caller(pod, f"xds:///{ADDRESS}" if proxyless else ADDRESS, self.folder / "callers.log")
 
     def simulate(self, *flags, faults=(), share=0.4):
         """Starts the simulated API anew."""
-        if self.simulator:
-            self.simulator.kill()
-            self.simulator.wait()
-        self.simulator = self.programs.start(
-            "simulator", self.gateway, "simulate", "--listen", UPSTREAM, "--share", share,
-            "--seed", 1, *flags, *(flag for fault in faults for flag in ("--fault", fault)),
-        )  # fmt: skip
-
-        def listens():
-            try:
-                return self.ledger() == []
-            except OSError:
-                return False
-
-        wait_until("the simulated API", listens)
-        self.began = time.monotonic()
-
-    def order(self, fault):
-        """The next create, or look-up, meets it."""
-        urllib.request.urlopen(f"http://{UPSTREAM}/_simulator/faults", fault.encode(), timeout=10).close()
-
-    def ledger(self):
-        with urllib.request.urlopen(f"http://{UPSTREAM}/_simulator/batches", timeout=10) as answer:
-            return json.load(answer)
+        self.simulator.kill()
+        self.simulator.start(*flags, faults=faults, share=share)
 
     def tries(self):
         """How many calls the gateways that live have ended."""
         total = 0
         for pod in self.node.ready("ingestion", "aep"):
-            with urllib.request.urlopen(f"http://{pod.address}:9464/metrics", timeout=10) as answer:
-                text = answer.read().decode()
+            text = get(f"http://{pod.address}:9464/metrics")
             for labels, count in re.findall(r"^grpc_server_handled_total\{(.*?)\} (\d+)", text, re.M):
                 total += int(count) if 'grpc_method="CreateBatch"' in labels else 0
         return total
 
-    def calls(self, said):
-        """The calls that load.py made, with their batches."""
-        calls = [Call(**call) for call in said]
-        for batch in self.ledger():
-            (number,) = batch["tags"]["call"]
-            calls[int(number)].batches.append(batch["id"])
-        return calls
+    def counted(self, printed):
+        """The calls that caller.py printed, with their batches."""
+        return count_batches([Call(**call) for call in printed], self.simulator.ledger())

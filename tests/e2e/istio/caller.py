@@ -1,4 +1,4 @@
-"""Makes calls from inside of a pod, and says as JSON what came of them. Started by suite.py."""
+"""Makes calls from inside a pod, and prints them as JSON. Started by mesh.Caller."""
 
 import argparse
 import asyncio
@@ -6,17 +6,17 @@ import dataclasses
 import json
 import uuid
 
-import calls
 import grpc
 from aep.ingestion.v1 import batch_service_pb2_grpc
-from faults import client_retries
+
+from harness.load import Load, client_retries
 
 HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
 
-class Load(calls.Load):
-    """With external ids of its own: gateways outlive a scenario, and know what they have seen."""
+class PodLoad(Load):
+    """With external ids of its own: gateways outlive a test, and know what they have seen."""
 
     def __init__(self, address, external_ids, retries):
         super().__init__(address, external_ids, client_retries("UNAVAILABLE") if retries else None)
@@ -46,7 +46,7 @@ async def paths(channel):
 
 
 async def main(options):
-    load = Load(options.address, options.ids, options.retries)
+    load = PodLoad(options.address, options.ids, options.retries)
     if options.paths:
         print(json.dumps(await paths(load.channel)))
         return
@@ -58,8 +58,7 @@ async def main(options):
         await load.steady_for(options.per_second, options.count / options.per_second)
     else:
         await load.many(options.count, options.at_once, hurry=options.hurry)
-    ended = await asyncio.gather(*load.calls)
-    await load.channel.close()
+    ended = await load.ended()
     for call in ended:
         # Bytes are no JSON.
         call.metadata = {k: v for k, v in call.metadata.items() if isinstance(v, str)}

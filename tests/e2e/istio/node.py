@@ -16,7 +16,7 @@ import threading
 import time
 from base64 import b64decode
 
-from api import Refused
+from harness.kubernetes import Refused
 
 HOST = "10.244.0.1"
 NAME = "node"
