@@ -65,16 +65,14 @@ impl Given {
         let mut bad_values = Vec::new();
         let name = line
             .get(1)
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+            .map_or("", |name| name.to_str().unwrap_or_default());
         loop {
             let error = match command.clone().try_get_matches_from(line) {
                 Ok(matches) => {
-                    let in_file = Vec::new();
                     return Given {
                         matches,
                         bad_values,
-                        in_file,
+                        in_file: Vec::new(),
                     };
                 }
                 Err(error) => error,
@@ -98,7 +96,7 @@ impl Given {
                 .env(Resettable::Reset);
             command = command.mut_subcommand(name, |subcommand| {
                 subcommand
-                    .mut_arg(setting.get_id().to_string(), |_| setting)
+                    .mut_arg(setting.get_id(), |_| setting.clone())
                     .arg(taker)
             });
             bad_values.push(bad);
