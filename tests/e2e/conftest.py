@@ -22,7 +22,7 @@ import pytest
 
 pytest.register_assert_rewrite("harness")
 
-from harness.process import ROOT, HarnessError  # noqa: E402
+from harness.process import ROOT, HarnessError, run  # noqa: E402
 from harness.programs import Programs  # noqa: E402
 
 
@@ -52,6 +52,14 @@ def binary(request):
     if not path.is_file():
         raise HarnessError(f"cannot run: no gateway at {path}: run cargo build, or give --gateway")
     return path
+
+
+@pytest.fixture(scope="session")
+def descriptors(binary, tmp_path_factory):
+    """The file of the descriptor set that the gateway writes."""
+    file = tmp_path_factory.mktemp("descriptors") / "gateway.binpb"
+    assert run(binary, "descriptor", "--output", file)[0] == 0
+    return file
 
 
 @pytest.fixture(scope="session")

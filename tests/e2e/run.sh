@@ -5,6 +5,7 @@
 #   run.sh -k ejection                the tests of this name
 #   run.sh envoy/test_tls.py --lf     what failed last of one module
 #   run.sh --gateway PATH --calls N   another binary; so many calls with random faults
+#   run.sh plot PATH                  draws docs/images/three-minutes.svg with this binary
 # Everything is installed into .venv and .run, and used again by the next run.
 set -euo pipefail
 
@@ -37,5 +38,9 @@ for variable in "${!AEP_GATEWAY_@}" "${!OTEL_@}" "${!HELM_@}" "${!ETCD_@}"; do
 done
 # Thousands of connections at once, where the system allows it.
 ulimit -S -n 20000 2>/dev/null || true
+if [[ ${1-} == plot ]]; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check matplotlib==3.11.2
+    PYTHONPATH=$here:$here/.run/proto exec "$venv/bin/python" "$here/monitoring/plot.py" "$2"
+fi
 cd "$here"
 exec "$venv/bin/python" -m pytest "$@"

@@ -79,7 +79,7 @@ class Program:
         with open(self.out, "w") as stdout, open(self.log, "w") as stderr:
             self.process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=stdout,
-                stderr=stderr, env={**os.environ, **(env or {})},
+                stderr=stderr, env={**os.environ, **(env or {})}, start_new_session=True,
             )  # fmt: skip
         self.is_ending = False
         self.programs.started.append(self)

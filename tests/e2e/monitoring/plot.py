@@ -1,16 +1,19 @@
 """Draws docs/images/three-minutes.svg: one gateway through good and bad times, as Prometheus saw it.
-Started by `run.sh GATEWAY plot`."""
+Started by `tests/e2e/run.sh plot GATEWAY`."""
 
 import asyncio
 import random
 import sys
 import time
+from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("svg")
+from harness.process import ROOT  # noqa: E402
+from harness.programs import Programs  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
-from stand import ROOT, Callers, Gateway, Programs, Prometheus  # noqa: E402
+from prometheus import Callers, Prometheus  # noqa: E402
 
 # Both together: 100 creates a second, at most.
 LATENCY, IN_FLIGHT = "200ms", 20
@@ -26,8 +29,8 @@ PHASES = [
 FAULTS = ["status-500", "reset-after-create", "lost-504", "status-503", "status-429", "delay-600"]
 
 
-async def run(gateway):
-    """Lives through the phases; gives when each began."""
+async def run(simulator, gateway):
+    """Lives through the phases; returns when each began."""
     began = []
     callers = [Callers(gateway, seed=seed) for seed in range(4)]
 
@@ -42,12 +45,12 @@ async def run(gateway):
         began.append(time.time())
         print(f"{name}: {per_second} calls/s for {seconds} s", flush=True)
         if name == "API down":
-            gateway.programs.end(gateway.upstream)
+            simulator.close()
         if name == "normal again":
-            await asyncio.to_thread(gateway.start_upstream)
+            await asyncio.to_thread(simulator.start, "--latency", LATENCY)
         at_work = [calls(per_second, seconds)]
         if name == "API misbehaves":
-            at_work.append(misbehave(gateway, seconds))
+            at_work.append(misbehave(simulator, seconds))
         await asyncio.gather(*at_work)
     ended = time.time()
     for one in callers:
@@ -55,11 +58,11 @@ async def run(gateway):
     return began, ended
 
 
-async def misbehave(gateway, seconds):
+async def misbehave(simulator, seconds):
     """A quarter of the creates meet a fault."""
     dice = random.Random(1)
     for _ in range(seconds):
-        gateway.order(*dice.choices(FAULTS, k=12))
+        simulator.inject(*dice.choices(FAULTS, k=12))
         await asyncio.sleep(1)
 
 
@@ -178,12 +181,11 @@ def draw(prometheus, began, ended):
 
 
 def main():
-    with Programs(sys.argv[1], "plot") as programs:
-        gateway = Gateway(
-            programs, "plot", ("--max-in-flight", IN_FLIGHT), ("--latency", LATENCY)
-        )
-        prometheus = Prometheus(programs, [gateway])
-        began, ended = asyncio.run(run(gateway))
+    with Programs(Path(sys.argv[1]), "plot") as programs:
+        simulator = programs.simulator("--latency", LATENCY)
+        gateway = programs.gateway(simulator, "--max-in-flight", IN_FLIGHT, request_timeout=20)
+        prometheus = Prometheus(programs, {"plot": gateway})
+        began, ended = asyncio.run(run(simulator, gateway))
         time.sleep(2)
         print(draw(prometheus, began, ended))
 
