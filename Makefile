@@ -57,8 +57,8 @@ scripts: $(PYTHON) $(ACTIONLINT)
 test: ## The promises, on the running program (no network, no other language)
 	cargo test --locked
 
-e2e: $(GATEWAY) ## Real clients, Envoy, browsers, Prometheus, Helm
-	tests/e2e/run.sh --gateway $(GATEWAY)
+e2e: $(GATEWAY) ## Real clients, Envoy, browsers, Prometheus, Helm (ARGS='-k retries': some)
+	tests/e2e/run.sh --gateway $(GATEWAY) $(ARGS)
 
 fuzz: $(PYTHON) ## Fuzz each target for 10 seconds (SECONDS_EACH=320 for longer)
 	PATH=$(PYTHON):$$PATH fuzz/run.sh $(or $(SECONDS_EACH),10)
@@ -90,12 +90,16 @@ landed: $(BUF) ## Accept an API that has grown: update proto/landed.binpb
 
 ## Tools
 
-.PHONY: tools builds
+.PHONY: tools e2e-programs bench-programs
 tools: $(BUF) $(ACTIONLINT) $(PYTHON)
 
-builds: ## What takes minutes to compile, for .ci/run to do in the background
+# What tests and benchmark install by themselves too, for .ci/run to do early.
+e2e-programs:
 	tests/e2e/chart/install.sh
 	tests/e2e/clients/install.sh
+	deploy/image/test.sh --packages
+
+bench-programs:
 	cargo build --locked --release --manifest-path bench/Cargo.toml
 
 .PHONY: $(GATEWAY)

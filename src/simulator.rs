@@ -6,6 +6,7 @@ mod catalog;
 mod fault;
 mod intermediary;
 mod ledger;
+mod response;
 mod rest;
 mod wire;
 
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -29,7 +30,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use self::ledger::Ledger;
 use self::wire::{Connection, FaultyStream};
 pub use self::{
-    fault::{Fault, Garbling},
+    fault::{Fault, Garbling, Injection, Operation},
     intermediary::Intermediary,
 };
 
@@ -39,12 +40,12 @@ const REMEMBERED: usize = 100_000;
 /// What a simulator does by itself.
 #[derive(Clone, Debug, Default)]
 pub struct SimulatorOptions {
-    /// The faults of which each create may meet one.
-    pub faults: Vec<Fault>,
-    /// The share of creates that meet one, 0 to 1.
+    /// The faults of which each request may meet one of its operation's.
+    pub faults: Vec<Injection>,
+    /// The share of these requests that meet one, 0 to 1.
     pub share: f64,
     /// Makes the faults the same in every run: which fault a request meets
-    /// follows from the seed, its body and how often that body came before.
+    /// follows from the seed, its content and how often that came before.
     pub seed: u64,
     /// How long each create takes.
     pub latency: Duration,
@@ -82,11 +83,9 @@ struct State {
 
 #[derive(Debug)]
 struct Memory {
-    /// How often a body came, by its hash.
+    /// How often a request came, by the hash of its content.
     seen: HashMap<u64, u32>,
-    next_faults: VecDeque<Fault>,
-    /// The statuses that the next look-ups meet.
-    next_look_ups: VecDeque<StatusCode>,
+    next_faults: VecDeque<Injection>,
     received: VecDeque<Received>,
     ledger: Ledger,
 }
@@ -95,38 +94,50 @@ impl State {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Memory {
-    fn order(&mut self, fault: Fault) {
-        match fault {
-            Fault::LookUp(status) => self.next_look_ups.push_back(status),
-            fault => self.next_faults.push_back(fault),
+    /// The fault for a request of an operation with this content.
+    fn next_fault(&self, operation: Operation, content: &[u8]) -> Option<Fault> {
+        let memory = &mut *self.memory();
+        let mut next = memory.next_faults.iter();
+        if let Some(index) = next.position(|next| next.operation == operation) {
+            return memory.next_faults.remove(index).map(|next| next.fault);
         }
-    }
-
-    /// The fault for a create with this body.
-    fn fault(&mut self, options: &SimulatorOptions, body: &[u8]) -> Option<Fault> {
-        if let Some(fault) = self.next_faults.pop_front() {
-            return Some(fault);
-        }
-        if options.faults.is_empty() {
+        let faults = self.options.faults.iter();
+        let faults = faults.filter(|fault| fault.operation == operation);
+        let faults: Vec<_> = faults.map(|injection| &injection.fault).collect();
+        if faults.is_empty() {
             return None;
         }
-        if self.seen.len() == REMEMBERED {
-            self.seen.clear();
+        if memory.seen.len() == REMEMBERED {
+            memory.seen.clear();
         }
         let mut hasher = DefaultHasher::new();
-        body.hash(&mut hasher);
-        let times = self.seen.entry(hasher.finish()).or_default();
+        content.hash(&mut hasher);
+        let times = memory.seen.entry(hasher.finish()).or_default();
         *times += 1;
-        (options.seed, times).hash(&mut hasher);
+        (self.options.seed, times).hash(&mut hasher);
         let mut random = fastrand::Rng::with_seed(hasher.finish());
-        match random.f64() < options.share {
-            true => random.choice(&options.faults).cloned(),
+        match random.f64() < self.options.share {
+            true => random.choice(faults).cloned(),
             false => None,
         }
     }
+}
+
+impl Memory {
+    /// Whether the connection that has just begun is to be reset.
+    fn resets_connection(&mut self) -> bool {
+        let next = self.next_faults.front();
+        let resets = next.is_some_and(|next| next.fault == Fault::ResetBeforeRead);
+        if resets {
+            self.next_faults.pop_front();
+        }
+        resets
+    }
+}
+
+fn new_id() -> uuid::Uuid {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes()).into_uuid()
 }
 
 fn remember<T>(memory: &mut VecDeque<T>, item: T) {
@@ -146,7 +157,6 @@ impl Simulator {
             memory: Mutex::new(Memory {
                 seen: HashMap::new(),
                 next_faults: VecDeque::new(),
-                next_look_ups: VecDeque::new(),
                 received: VecDeque::new(),
                 ledger: Ledger::default(),
             }),
@@ -175,10 +185,15 @@ impl Simulator {
         format!("http://{}{}", self.address, rest::CATALOG)
     }
 
-    /// The next create (or look-up) meets this fault, after those that wait
+    /// The operation's next request meets this fault, after those that wait
     /// already.
-    pub fn meet(&self, fault: Fault) {
-        self.state.memory().order(fault);
+    pub fn inject(&self, fault: impl Into<Injection>) {
+        self.state.memory().next_faults.push_back(fault.into());
+    }
+
+    /// Changes a batch, as a JSON merge patch says (RFC 7396).
+    pub fn patch(&self, id: &str, changes: &Value) {
+        self.state.memory().ledger.patch(id, changes);
     }
 
     /// Every request so far.
@@ -207,8 +222,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
             continue;
         };
         let connection = Connection::default();
-        if state.memory().next_faults.front() == Some(&Fault::ResetBeforeRead) {
-            state.memory().next_faults.pop_front();
+        if state.memory().resets_connection() {
             wire::reset(stream);
             continue;
         }
@@ -217,7 +231,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         let state = state.clone();
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request| {
-                rest::answer(state.clone(), connection.clone(), request)
+                rest::handle(state.clone(), connection.clone(), request)
             });
             // A connection that ends badly is what the faults are for.
             let _ = auto::Builder::new(TokioExecutor::new())

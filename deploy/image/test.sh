@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the image of the Dockerfile and runs it, without an image registry and
-# without a container daemon: needs root, Rust, and Debian's packages.
+# without a container daemon: needs root, Rust, and Debian's packages (with
+# --packages it only installs these).
 # Takes about 4 GB in $TMPDIR while it runs. The image's program stays in target/image.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -32,6 +33,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get update -q
   DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}"
 fi
+
+[ "${1-}" != --packages ] || exit 0
 
 # docker.io/library/rust:VERSION-SUITE
 base=$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)

@@ -7,17 +7,17 @@ use serde_json::json;
 use tokio::runtime;
 
 use super::{print, run_on, signals::StopSignals};
-use crate::simulator::{Fault, Simulator, SimulatorOptions};
+use crate::simulator::{Injection, Simulator, SimulatorOptions};
 
 #[derive(Args)]
 pub(super) struct Simulate {
     /// The address for REST requests. Port 0 picks a free port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// A fault to inject into creates, such as reset-after-create or status-503. Can be repeated.
+    /// A fault to inject, such as reset-after or list:status-503. Can be repeated.
     #[arg(long = "fault", value_name = "NAME")]
-    faults: Vec<Fault>,
-    /// The share of creates that get a fault, from 0 to 1.
+    faults: Vec<Injection>,
+    /// The share of requests that get a fault, from 0 to 1.
     #[arg(long, value_name = "SHARE", default_value = "1")]
     share: f64,
     /// The seed of the random choice of faults: the same seed, the same faults.

@@ -44,6 +44,27 @@ enum Property {
     Differs(String, String),
 }
 
+/// The simple filters ("List batches" of the Catalog Service API reference).
+const FILTERS: [&str; 17] = [
+    "batch",
+    "completed",
+    "created",
+    "createdClient",
+    "createdUser",
+    "dataSet",
+    "externalId",
+    "failedRecordCount",
+    "imsOrg",
+    "name",
+    "recordCount",
+    "size",
+    "started",
+    "status",
+    "updated",
+    "updatedUser",
+    "version",
+];
+
 #[derive(Clone, Copy)]
 enum Direction {
     Ascending,
@@ -71,7 +92,7 @@ impl Query {
                 }
                 "start" => query.start = number(&name, &value)?,
                 "properties" => query.properties = Some(list().collect()),
-                "orderBy" => query.order = list().map(direction).collect(),
+                "orderBy" | "sort" => query.order = list().map(direction).collect(),
                 "property" => query.filters.push(Filter::Property(property(&value)?)),
                 "createdAfter" => query.filters.push(Filter::CreatedAfter(instant()?)),
                 "createdBefore" => query.filters.push(Filter::CreatedBefore(instant()?)),
@@ -84,6 +105,8 @@ impl Query {
                         query.filters.push(Filter::Tag { name, value });
                     }
                 }
+                // Catalog ignores what it does not know, such as `offset`.
+                name if !FILTERS.contains(&name) => {}
                 _ => {
                     let (not, values) = match value.strip_prefix('!') {
                         Some(values) => (true, values),
@@ -102,8 +125,13 @@ impl Query {
 
     /// What is found among batches that stand in the order of their creation:
     /// an object with the batches by id, in the order that was asked for. Which
-    /// order holds where none was asked for is not documented.
-    pub(super) fn answer<'a>(&self, batches: impl DoubleEndedIterator<Item = &'a Value>) -> String {
+    /// order holds where none was asked for is not documented. Each batch passes
+    /// through `edit` before it is shown.
+    pub(super) fn response<'a>(
+        &self,
+        batches: impl DoubleEndedIterator<Item = &'a Value>,
+        edit: impl Fn(&mut Value),
+    ) -> String {
         let mut found: Vec<_> = batches
             .rev()
             .filter(|batch| self.filters.iter().all(|filter| filter.takes(batch)))
@@ -111,7 +139,11 @@ impl Query {
         found.sort_by(|a, b| self.compare(a, b));
         let members = found.into_iter().skip(self.start).take(self.limit);
         let members: Vec<_> = members
-            .map(|batch| format!("{}:{}", batch["id"], self.shown(batch)))
+            .map(|batch| {
+                let mut shown = self.shown(batch);
+                edit(&mut shown);
+                format!("{}:{shown}", batch["id"])
+            })
             .collect();
         format!("{{{}}}", members.join(","))
     }
@@ -310,17 +342,17 @@ mod tests {
         ];
         batches[4]["failedRecordCount"] = 7.into();
         let url = Url::parse(&format!("http://simulator/batches?{query}")).expect(query);
-        let answer = Query::of(&url)?.answer(batches.iter());
+        let response = Query::of(&url)?.response(batches.iter(), |_| ());
         // Not read as JSON: the order of an object's members counts.
-        let ids = answer
+        let ids = response
             .split(":{")
             .filter_map(|part| part.rsplit('"').nth(1));
         let ids: String = ids.filter(|id| "12345".contains(id)).collect();
-        let read: Value = serde_json::from_str(&answer).expect("JSON");
+        let read: Value = serde_json::from_str(&response).expect("JSON");
         assert_eq!(
             read.as_object().map(|map| map.len()),
             Some(ids.len()),
-            "{answer}"
+            "{response}"
         );
         Ok(ids)
     }
@@ -361,6 +393,8 @@ mod tests {
             ("orderBy=created&limit=2&properties=size", "12"),
             ("orderBy=version,desc:created&properties=size", "12543"),
             ("orderBy=desc:created&start=1&limit=2&properties=size", "43"),
+            ("sort=asc:created&limit=2&properties=size", "12"),
+            ("offset=3&aggregate=true&properties=size", "54321"),
         ] {
             assert_eq!(found(query).as_deref(), Ok(ids), "{query}");
         }
@@ -380,11 +414,12 @@ mod tests {
     #[test]
     fn properties_are_those_that_were_asked_for() {
         let batch = json!({ "id": "1", "status": "active", "size": 3 });
-        let answer = |query: &str| {
+        let response = |query: &str| {
             let url = Url::parse(&format!("http://simulator/batches?{query}")).expect(query);
-            Query::of(&url).expect(query).answer([&batch].into_iter())
+            let query = Query::of(&url).expect(query);
+            query.response([&batch].into_iter(), |_| ())
         };
-        assert_eq!(answer("properties=size,created"), r#"{"1":{"size":3}}"#);
-        assert_eq!(answer("properties=created"), r#"{"1":{}}"#);
+        assert_eq!(response("properties=size,created"), r#"{"1":{"size":3}}"#);
+        assert_eq!(response("properties=created"), r#"{"1":{}}"#);
     }
 }

@@ -1,4 +1,4 @@
-//! The faults that a create can meet, by name.
+//! The faults that can be injected, by name.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -6,8 +6,35 @@ use http::StatusCode;
 
 use super::intermediary::Intermediary;
 
-/// What goes wrong with one create. "Before" and "after" say whether a batch
-/// comes to exist.
+/// The operations of the API that are simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `POST /batches`.
+    Create,
+    /// Catalog's `GET /batches/{id}`.
+    Get,
+    /// Catalog's `GET /batches`.
+    List,
+}
+
+const OPERATIONS: [(&str, Operation); 3] = [
+    ("create", Operation::Create),
+    ("get", Operation::Get),
+    ("list", Operation::List),
+];
+
+/// A fault, and the operation whose next request meets it: `get:status-503`.
+/// Without an operation it is a create: `status-503`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injection {
+    /// The operation.
+    pub operation: Operation,
+    /// The fault.
+    pub fault: Fault,
+}
+
+/// What goes wrong with one request. "Before" and "after" say whether it is
+/// processed: whether a create makes a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// `status-NNN`: the API's own error of this status.
@@ -17,56 +44,58 @@ pub enum Fault {
     /// `lost-NNN`: the batch is created, but a proxy answers HTML with this
     /// status.
     Lost(StatusCode),
-    /// `varnish-503`, `varnish-503-after` and so on: somebody between the
-    /// gateway and the API answers; whether after processing.
-    Between(&'static Intermediary, bool),
+    /// `varnish-503`, `varnish-503-after` and so on: an intermediary answers;
+    /// whether after processing.
+    Intermediary(&'static Intermediary, bool),
     /// `gzip-NNN`, `bom-NNN` and so on: the API's own error of this status, in
     /// a form that is hard to read.
     Garbled(Garbling, StatusCode),
-    /// `lookup-NNN`: the next look-up, not a create, gets the API's own error
-    /// of this status.
-    LookUp(StatusCode),
-    /// `delay-NNN`: the create takes that many milliseconds more.
+    /// `delay-NNN`: the request takes that many milliseconds more.
     Delay(Duration),
     /// `reset-before-read`: the next connection is reset as soon as it exists.
     ResetBeforeRead,
-    /// `reset-before-create`: the connection is reset, the request is ignored.
-    ResetBeforeCreate,
-    /// `reset-after-create`: the connection is reset instead of an answer.
-    ResetAfterCreate,
-    /// `close-before-create`: the connection is closed, the request ignored.
-    CloseBeforeCreate,
-    /// `close-after-create`: the connection is closed instead of an answer.
-    CloseAfterCreate,
-    /// `silence-before-create`: nothing is created and no answer comes.
-    SilenceBeforeCreate,
-    /// `silence-after-create`: no answer comes.
-    SilenceAfterCreate,
-    /// `half-answer`: the connection closes in the middle of the answer.
-    HalfAnswer,
-    /// `stale`: a good answer; the next request on its connection meets a reset.
+    /// `reset-before`: the connection is reset, the request is ignored.
+    ResetBefore,
+    /// `reset-after`: the connection is reset instead of a response.
+    ResetAfter,
+    /// `close-before`: the connection is closed, the request is ignored.
+    CloseBefore,
+    /// `close-after`: the connection is closed instead of a response.
+    CloseAfter,
+    /// `timeout-before`: the request is ignored and no response comes.
+    TimeoutBefore,
+    /// `timeout-after`: no response comes.
+    TimeoutAfter,
+    /// `half-response`: the connection closes in the middle of the response.
+    HalfResponse,
+    /// `stale`: a good response; the next request on its connection meets a
+    /// reset.
     Stale,
     /// `refused-stream`: HTTP/2 REFUSED_STREAM; over HTTP/1.1 a close.
     RefusedStream,
     /// `redirect`: 307 to another host.
     Redirect,
-    /// `empty-answer`: 201 without a body.
-    EmptyAnswer,
-    /// `html-answer`: 200 with HTML.
-    HtmlAnswer,
-    /// `no-id-answer`: 201 with a batch that has no id.
-    NoIdAnswer,
-    /// `huge-answer`: 201 with a batch of a mebibyte.
-    HugeAnswer,
-    /// `catalog-answer`: the form that Catalog documents, `["@/batches/{id}"]`.
-    CatalogAnswer,
-    /// `gzip-answer`: a good answer, compressed, though nobody asked for that.
-    GzipAnswer,
-    /// `many-headers-answer`: a good answer with 120 header lines more.
-    ManyHeadersAnswer,
-    /// `unfinished-answer`: the whole batch, but the answer has no length, and
-    /// the connection closes where the last chunk should be.
-    UnfinishedAnswer,
+    /// `empty-response`: a good status without a body.
+    EmptyResponse,
+    /// `html-response`: 200 with HTML.
+    HtmlResponse,
+    /// `no-id-response`: a batch that has no member `id`.
+    NoIdResponse,
+    /// `huge-response`: a batch of a mebibyte.
+    HugeResponse,
+    /// `catalog-response`: the form of a create that Catalog documents,
+    /// `["@/batches/{id}"]`.
+    CatalogResponse,
+    /// `gzip-response`: a good response, compressed, though nobody asked for
+    /// that.
+    GzipResponse,
+    /// `many-headers-response`: a good response with 120 header lines more.
+    ManyHeadersResponse,
+    /// `unfinished-response`: the whole body, but it has no length, and the
+    /// connection closes where the last chunk should be.
+    UnfinishedResponse,
+    /// `empty`: Catalog shows `{}`, no batch at all.
+    Empty,
 }
 
 /// What is odd about the bytes of an error.
@@ -93,55 +122,128 @@ const GARBLINGS: [(&str, Garbling); 5] = [
 ];
 
 /// The faults without a number.
-const NAMED: [(&str, Fault); 19] = [
+const NAMED: [(&str, Fault); 20] = [
     ("reset-before-read", Fault::ResetBeforeRead),
-    ("reset-before-create", Fault::ResetBeforeCreate),
-    ("reset-after-create", Fault::ResetAfterCreate),
-    ("close-before-create", Fault::CloseBeforeCreate),
-    ("close-after-create", Fault::CloseAfterCreate),
-    ("silence-before-create", Fault::SilenceBeforeCreate),
-    ("silence-after-create", Fault::SilenceAfterCreate),
-    ("half-answer", Fault::HalfAnswer),
+    ("reset-before", Fault::ResetBefore),
+    ("reset-after", Fault::ResetAfter),
+    ("close-before", Fault::CloseBefore),
+    ("close-after", Fault::CloseAfter),
+    ("timeout-before", Fault::TimeoutBefore),
+    ("timeout-after", Fault::TimeoutAfter),
+    ("half-response", Fault::HalfResponse),
     ("stale", Fault::Stale),
     ("refused-stream", Fault::RefusedStream),
     ("redirect", Fault::Redirect),
-    ("empty-answer", Fault::EmptyAnswer),
-    ("html-answer", Fault::HtmlAnswer),
-    ("no-id-answer", Fault::NoIdAnswer),
-    ("huge-answer", Fault::HugeAnswer),
-    ("catalog-answer", Fault::CatalogAnswer),
-    ("gzip-answer", Fault::GzipAnswer),
-    ("many-headers-answer", Fault::ManyHeadersAnswer),
-    ("unfinished-answer", Fault::UnfinishedAnswer),
+    ("empty-response", Fault::EmptyResponse),
+    ("html-response", Fault::HtmlResponse),
+    ("no-id-response", Fault::NoIdResponse),
+    ("huge-response", Fault::HugeResponse),
+    ("catalog-response", Fault::CatalogResponse),
+    ("gzip-response", Fault::GzipResponse),
+    ("many-headers-response", Fault::ManyHeadersResponse),
+    ("unfinished-response", Fault::UnfinishedResponse),
+    ("empty", Fault::Empty),
 ];
 
 impl Fault {
-    /// Every name; `NNN` stands for a status.
-    pub fn names() -> impl Iterator<Item = String> {
-        let numbered = [
-            "status-NNN",
-            "proxy-NNN",
-            "lost-NNN",
-            "lookup-NNN",
-            "delay-MILLISECONDS",
-        ];
+    /// The names of an operation's faults; `NNN` stands for a status.
+    pub fn names(operation: Operation) -> impl Iterator<Item = String> {
+        let numbered = ["status-NNN", "proxy-NNN", "lost-NNN", "delay-MILLISECONDS"];
         let garbled = GARBLINGS.iter().map(|(name, _)| format!("{name}-NNN"));
         let named = NAMED.iter().map(|(name, _)| *name);
         (numbered.into_iter().chain(named).map(str::to_owned))
             .chain(garbled)
             .chain(Intermediary::names())
+            .filter(move |name| match operation {
+                Operation::Create => name != "empty",
+                _ => !matches!(&**name, "lost-NNN" | "catalog-response"),
+            })
     }
+
+    fn applies_to(&self, operation: Operation) -> bool {
+        match self {
+            Fault::Lost(_) | Fault::CatalogResponse => operation == Operation::Create,
+            Fault::Empty => operation != Operation::Create,
+            _ => true,
+        }
+    }
+}
+
+impl Injection {
+    /// Every name; `NNN` stands for a status.
+    pub fn names() -> impl Iterator<Item = String> {
+        OPERATIONS.iter().flat_map(|(prefix, operation)| {
+            Fault::names(*operation).map(move |name| match operation {
+                Operation::Create => name,
+                _ => format!("{prefix}:{name}"),
+            })
+        })
+    }
+}
+
+impl From<Fault> for Injection {
+    fn from(fault: Fault) -> Self {
+        Injection {
+            operation: Operation::Create,
+            fault,
+        }
+    }
+}
+
+impl FromStr for Injection {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let name = name.replace("lookup-", "list:status-"); // an older name
+        let (operation, fault) = match name.split_once(':') {
+            Some((prefix, fault)) => {
+                let known = OPERATIONS.iter().find(|(known, _)| *known == prefix);
+                let (_, operation) = known.ok_or_else(|| unknown(&name))?;
+                (*operation, fault)
+            }
+            None => (Operation::Create, &*name),
+        };
+        let fault: Fault = fault.parse()?;
+        match fault.applies_to(operation) {
+            true => Ok(Injection { operation, fault }),
+            false => Err(unknown(&name)),
+        }
+    }
+}
+
+impl fmt::Display for Injection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Operation::Get | Operation::List = self.operation {
+            let known = OPERATIONS
+                .iter()
+                .find(|(_, known)| *known == self.operation);
+            write!(f, "{}:", known.map_or("", |(name, _)| name))?;
+        }
+        self.fault.fmt(f)
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let names: Vec<_> = Injection::names().collect();
+    format!("unknown fault {name:?}; known faults: {}", names.join(", "))
 }
 
 impl FromStr for Fault {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        if let Some((_, fault)) = NAMED.iter().find(|(known, _)| *known == name) {
+        // Older and shorter names.
+        let current = name.strip_suffix("-create").unwrap_or(name);
+        let current = current.replace("silence", "timeout");
+        let current = match &*current.replace("-answer", "-response") {
+            short @ ("reset" | "close" | "timeout") => format!("{short}-before"),
+            current => current.to_owned(),
+        };
+        if let Some((_, fault)) = NAMED.iter().find(|(known, _)| *known == current) {
             return Ok(fault.clone());
         }
         if let Some((form, after)) = Intermediary::named(name) {
-            return Ok(Fault::Between(form, after));
+            return Ok(Fault::Intermediary(form, after));
         }
         let numbered = name.split_once('-').and_then(|(kind, number)| {
             let status = || StatusCode::from_bytes(number.as_bytes()).ok();
@@ -149,7 +251,6 @@ impl FromStr for Fault {
                 "status" => status().map(Fault::Status),
                 "proxy" => status().map(Fault::Proxy),
                 "lost" => status().map(Fault::Lost),
-                "lookup" => status().map(Fault::LookUp),
                 "delay" => Some(Fault::Delay(Duration::from_millis(number.parse().ok()?))),
                 _ => {
                     let (_, garbling) = GARBLINGS.iter().find(|(name, _)| *name == kind)?;
@@ -157,12 +258,7 @@ impl FromStr for Fault {
                 }
             }
         });
-        numbered.ok_or_else(|| {
-            format!(
-                "no fault is called {name:?}; there are {}",
-                Fault::names().collect::<Vec<_>>().join(", ")
-            )
-        })
+        numbered.ok_or_else(|| unknown(name))
     }
 }
 
@@ -172,7 +268,7 @@ impl fmt::Display for Fault {
             Fault::Status(status) => write!(f, "status-{}", status.as_str()),
             Fault::Proxy(status) => write!(f, "proxy-{}", status.as_str()),
             Fault::Lost(status) => write!(f, "lost-{}", status.as_str()),
-            Fault::Between(form, after) => {
+            Fault::Intermediary(form, after) => {
                 let after = if *after { "-after" } else { "" };
                 write!(f, "{}{after}", form.name)
             }
@@ -181,7 +277,6 @@ impl fmt::Display for Fault {
                 let name = found.map_or("garbled", |(name, _)| name);
                 write!(f, "{name}-{}", status.as_str())
             }
-            Fault::LookUp(status) => write!(f, "lookup-{}", status.as_str()),
             Fault::Delay(delay) => write!(f, "delay-{}", delay.as_millis()),
             named => {
                 let found = NAMED.iter().find(|(_, fault)| fault == named);
@@ -200,10 +295,22 @@ mod tests {
 
     #[test]
     fn every_name_is_read_back() {
-        for name in Fault::names() {
+        for name in Injection::names() {
             let name = name.replace("NNN", "403").replace("MILLISECONDS", "20");
-            let fault: Fault = name.parse().expect(&name);
-            assert_eq!(fault.to_string(), name);
+            let injection: Injection = name.parse().expect(&name);
+            assert_eq!(injection.to_string(), name);
+        }
+        for (other, name) in [
+            ("create:reset-after", "reset-after"),
+            ("reset-after-create", "reset-after"),
+            ("silence-before-create", "timeout-before"),
+            ("no-id-answer", "no-id-response"),
+            ("lookup-503", "list:status-503"),
+            ("list:timeout", "list:timeout-before"),
+            ("get:reset", "get:reset-before"),
+        ] {
+            let injection: Injection = other.parse().expect(other);
+            assert_eq!(injection.to_string(), name);
         }
         for odd in [
             "",
@@ -214,9 +321,13 @@ mod tests {
             "melt-1",
             "nginx-413-after",
             "filter-201",
+            "empty",
+            "get:lost-503",
+            "put:status-503",
+            "get:",
         ] {
-            let error = odd.parse::<Fault>().expect_err(odd);
-            assert!(error.contains("varnish-503-after"), "{error}");
+            let error = odd.parse::<Injection>().expect_err(odd);
+            assert!(error.contains("list:varnish-503-after"), "{error}");
         }
     }
 
@@ -234,7 +345,8 @@ mod tests {
                 form.name, form.status, form.who
             )
         });
-        let others = Fault::names().filter(|name| Intermediary::named(name).is_none());
+        let names = Fault::names(Operation::Create).chain(["empty".to_owned()]);
+        let others = names.filter(|name| Intermediary::named(name).is_none());
         for row in rows.chain(others.map(|name| format!("| `{name}` | "))) {
             assert!(page.contains(&row), "docs/simulator.md lacks {row}");
         }

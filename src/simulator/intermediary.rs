@@ -1,7 +1,7 @@
-//! Everybody between the gateway and the API: caches, proxies, load balancers,
-//! CDNs, filters and login portals, with the answers that they are publicly
-//! known for. Statuses, headers and the shape of the bodies are theirs, the
-//! words are ours.
+//! The intermediaries between the gateway and the API: caches, proxies, load
+//! balancers, CDNs, filters and login portals, with the responses that they are
+//! publicly known for. Statuses, headers and the shape of the bodies are theirs,
+//! the words are ours.
 //!
 //! Sources: Varnish `builtin.vcl`; nginx `ngx_http_special_response.c`; Envoy
 //! "Response flags" and its integration tests; HAProxy manual, `errorfile`;
@@ -11,9 +11,9 @@
 
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-/// When somebody gives an answer: before the API has processed the request,
-/// after that, or either. One who answers with a status that means "refused
-/// before processing" has processed nothing.
+/// When an intermediary responds: before the API has processed the request,
+/// after that, or either. A status that means "refused before processing" never
+/// comes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum When {
     Before,
@@ -21,12 +21,12 @@ pub(super) enum When {
     Either,
 }
 
-/// One answer of somebody in between.
+/// One response of an intermediary.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Intermediary {
-    /// What the fault is called; after processing, with `-after` at the end.
+    /// The name of the fault; after processing, it ends in `-after`.
     pub(super) name: &'static str,
-    /// Who says it, and why.
+    /// Who sends it, and why.
     pub(super) who: &'static str,
     pub(super) status: u16,
     pub(super) when: When,
@@ -36,7 +36,7 @@ pub struct Intermediary {
 }
 
 impl Intermediary {
-    /// The form that a name means, and whether it comes after processing.
+    /// The response of this name, and whether it comes after processing.
     pub(super) fn named(name: &str) -> Option<(&'static Self, bool)> {
         let (name, after) = match name.strip_suffix("-after") {
             Some(name) => (name, true),
@@ -47,7 +47,7 @@ impl Intermediary {
         (form.when != not).then_some((form, after))
     }
 
-    /// Every fault of this kind, by name.
+    /// The names of all faults of this kind.
     pub(super) fn names() -> impl Iterator<Item = String> {
         FORMS.iter().flat_map(|form| {
             let before = (form.when != When::After).then(|| form.name.to_owned());
@@ -56,11 +56,11 @@ impl Intermediary {
         })
     }
 
-    /// The answer, as it leaves.
-    pub(super) fn answer(&self) -> Response<&'static str> {
-        let mut answer = Response::new(self.body);
-        *answer.status_mut() = StatusCode::from_u16(self.status).unwrap_or_default();
-        let headers = answer.headers_mut();
+    /// The response as it is sent.
+    pub(super) fn response(&self) -> Response<&'static str> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or_default();
+        let headers = response.headers_mut();
         if !self.media_type.is_empty() {
             let media_type = HeaderValue::from_static(self.media_type);
             headers.insert(header::CONTENT_TYPE, media_type);
@@ -69,7 +69,7 @@ impl Intermediary {
             let name = HeaderName::from_static(name);
             headers.append(name, HeaderValue::from_static(value));
         }
-        answer
+        response
     }
 }
 

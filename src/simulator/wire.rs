@@ -17,10 +17,10 @@ use tokio::{
 
 /// What is to happen to one connection.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Connection(Arc<Orders>);
+pub(super) struct Connection(Arc<Directives>);
 
 #[derive(Debug, Default)]
-struct Orders {
+struct Directives {
     reset: AtomicBool,
     reset_on_next_request: AtomicBool,
 }
@@ -83,8 +83,10 @@ impl AsyncRead for FaultyStream {
         self.check()?;
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        let orders = &self.connection.0;
-        if buffer.filled().len() > before && orders.reset_on_next_request.load(Ordering::Acquire) {
+        let directives = &self.connection.0;
+        if buffer.filled().len() > before
+            && directives.reset_on_next_request.load(Ordering::Acquire)
+        {
             self.connection.reset();
         }
         Poll::Ready(self.check())

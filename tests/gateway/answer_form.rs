@@ -18,7 +18,7 @@ async fn a_call_that_was_sent_and_takes_its_time_gets_its_headers_early() {
     let flags = ["--request-timeout=800ms"];
     let gateway = Gateway::before(&upstream, &flags).await;
 
-    upstream.meet(Fault::Delay(Duration::from_millis(500)));
+    upstream.inject(Fault::Delay(Duration::from_millis(500)));
     let answer = gateway.raw(&[("x-request-id", "mine")]).await;
     assert!(came_early(&answer), "{answer:?}");
     assert_eq!(answer.code(), Code::Ok);
@@ -28,7 +28,7 @@ async fn a_call_that_was_sent_and_takes_its_time_gets_its_headers_early() {
     assert!(!answer.message.is_empty());
     assert_eq!(answer.told_twice(), [""; 0]);
 
-    upstream.meet(Fault::SilenceAfterCreate);
+    upstream.inject(Fault::TimeoutAfter);
     let answer = gateway.raw(&[("x-request-id", "mine")]).await;
     assert!(came_early(&answer), "{answer:?}");
     assert_eq!(answer.reason(), "UPSTREAM_TIMEOUT");
@@ -62,7 +62,7 @@ async fn a_call_that_was_not_sent_may_still_be_retried() {
 async fn no_answer_says_that_it_has_no_body_and_then_sends_trailers() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
-    upstream.meet(Fault::ResetAfterCreate);
+    upstream.inject(Fault::ResetAfter);
     let answer = gateway.raw(&[]).await;
     assert!(!answer.trailers_only);
     assert!(!answer.headers.contains_key("content-length"));

@@ -52,7 +52,7 @@ async fn an_answer_with_the_types_of_the_api_s_published_description() {
 async fn the_form_that_catalog_documents() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-    upstream.meet(Fault::CatalogAnswer);
+    upstream.inject(Fault::CatalogResponse);
     let batch = gateway.create(request()).await.unwrap();
     assert_eq!(batch.id, upstream.batches()[0]["id"].as_str().unwrap());
 }
@@ -61,7 +61,7 @@ async fn the_form_that_catalog_documents() {
 async fn an_answer_that_is_too_large_is_bounded() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-    upstream.meet(Fault::HugeAnswer);
+    upstream.inject(Fault::HugeResponse);
     let answer = gateway.raw(&[]).await;
     assert_eq!(answer.outcome(), "APPLIED");
     let id = upstream.batches()[0]["id"].as_str().unwrap().to_owned();

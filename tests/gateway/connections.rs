@@ -27,7 +27,7 @@ async fn an_old_connection_is_told_to_go_away_and_its_calls_finish() {
     let begin = Instant::now();
     let connection = tokio::spawn(connection);
 
-    upstream.meet(Fault::Delay(Duration::from_millis(1000)));
+    upstream.inject(Fault::Delay(Duration::from_millis(1000)));
     let mut head = http::Request::post(format!("http://{}{CREATE}", gateway.listen))
         .header("content-type", "application/grpc")
         .header("te", "trailers");

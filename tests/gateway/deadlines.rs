@@ -13,7 +13,7 @@ async fn a_deadline_after_sending_is_told_as_such_every_time() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
     for _ in 0..20 {
-        upstream.meet(Fault::Delay(Duration::from_millis(300)));
+        upstream.inject(Fault::Delay(Duration::from_millis(300)));
         let answer = gateway.raw(&[("grpc-timeout", "50m")]).await;
         assert_eq!(answer.code(), Code::DeadlineExceeded);
         assert_eq!(answer.reason(), "DEADLINE_AFTER_SENDING");
@@ -41,7 +41,7 @@ async fn what_envoy_will_wait_is_a_deadline_too() {
         (&[(ENVOY, "0")], Code::Ok),
         (&[(ENVOY, "soon")], Code::Ok),
     ] {
-        upstream.meet(Fault::Delay(Duration::from_millis(300)));
+        upstream.inject(Fault::Delay(Duration::from_millis(300)));
         let answer = gateway.raw(metadata).await;
         assert_eq!(answer.code(), code, "{metadata:?}");
         if code != Code::Ok {
@@ -73,7 +73,7 @@ async fn a_batch_whose_caller_left_is_in_the_log() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
 
-    upstream.meet(Fault::Delay(Duration::from_millis(300)));
+    upstream.inject(Fault::Delay(Duration::from_millis(300)));
     let mut client = BatchServiceClient::new(gateway.channel());
     let mut call = tonic::Request::new(request());
     for (name, value) in crate::support::CREDENTIALS {
@@ -85,7 +85,7 @@ async fn a_batch_whose_caller_left_is_in_the_log() {
     let id = upstream.batches()[0]["id"].as_str().unwrap().to_owned();
     assert!(gateway.log().contains(&id));
 
-    upstream.meet(Fault::Delay(Duration::from_millis(300)));
+    upstream.inject(Fault::Delay(Duration::from_millis(300)));
     let answer = gateway.raw(&[("grpc-timeout", "50m")]).await;
     assert_eq!(answer.code(), Code::DeadlineExceeded);
     while upstream.batches().len() < 2 {
@@ -129,8 +129,8 @@ async fn past_the_limit_calls_fail_fast_and_may_be_retried() {
     let upstream = simulator().await;
     let flags = ["--max-in-flight=2"];
     let gateway = Gateway::start(&upstream.import_url(), &flags).await;
-    upstream.meet(Fault::Delay(Duration::from_secs(1)));
-    upstream.meet(Fault::Delay(Duration::from_secs(1)));
+    upstream.inject(Fault::Delay(Duration::from_secs(1)));
+    upstream.inject(Fault::Delay(Duration::from_secs(1)));
     let (first, second, third) = tokio::join!(gateway.raw(&[]), gateway.raw(&[]), async {
         while upstream.received().len() < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;

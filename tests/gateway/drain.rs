@@ -29,7 +29,7 @@ async fn health_flips_and_calls_in_flight_finish() {
     let early = gateway.raw(&[]).await;
     assert!(!early.headers.contains_key(HEALTH_CHECK_FAIL));
 
-    upstream.meet(Fault::Delay(Duration::from_millis(800)));
+    upstream.inject(Fault::Delay(Duration::from_millis(800)));
     let (answer, ()) = tokio::join!(gateway.raw(&[]), async {
         while upstream.received().len() < 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -65,7 +65,7 @@ async fn the_end_comes_in_time_and_everyone_is_answered() {
     let mut health = HealthClient::new(gateway.channel());
     let service = String::new();
     let _watch = health.watch(HealthCheckRequest { service }).await.unwrap();
-    upstream.meet(Fault::SilenceAfterCreate);
+    upstream.inject(Fault::TimeoutAfter);
     let begin = Instant::now();
     let (answer, ()) = tokio::join!(gateway.raw(&[]), async {
         while upstream.batches().is_empty() {
@@ -86,7 +86,7 @@ async fn the_end_comes_in_time_and_everyone_is_answered() {
 async fn a_create_whose_caller_left_is_finished_before_the_end() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-    upstream.meet(Fault::Delay(Duration::from_millis(500)));
+    upstream.inject(Fault::Delay(Duration::from_millis(500)));
     let answer = gateway.raw(&[("grpc-timeout", "50m")]).await;
     assert_eq!(answer.code(), Code::DeadlineExceeded);
     gateway.terminate();
@@ -125,7 +125,7 @@ async fn a_second_signal_ends_it_at_once() {
     for signals in [["-TERM", "-TERM"], ["-TERM", "-INT"], ["-INT", "-INT"]] {
         let upstream = simulator().await;
         let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-        upstream.meet(Fault::SilenceAfterCreate);
+        upstream.inject(Fault::TimeoutAfter);
         let stream = TcpStream::connect(&gateway.listen).await.unwrap();
         let mut client = Client::over(stream).await.unwrap();
         let call = tokio::spawn(async move { client.create().await });

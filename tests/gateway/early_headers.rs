@@ -169,7 +169,7 @@ async fn what_may_be_sent_again_says_so_and_nothing_else_does() {
         (Some("empty-answer"), false),
     ] {
         if let Some(fault) = fault {
-            upstream.meet(fault.parse::<Fault>().unwrap());
+            upstream.inject(fault.parse::<Fault>().unwrap());
         }
         let answer = gateway.raw(&[]).await;
         assert!(!answer.trailers_only, "{fault:?}: it was sent");
@@ -182,7 +182,7 @@ async fn what_may_be_sent_again_says_so_and_nothing_else_does() {
     }
 
     // With an external id it leaves in a form that a mesh retries.
-    upstream.meet("status-503".parse::<Fault>().unwrap());
+    upstream.inject("status-503".parse::<Fault>().unwrap());
     let answer = gateway.raw_with_id("mine", &[]).await;
     assert!(answer.trailers_only);
     assert_eq!(answer.headers["aep-batch-retry"], "safe");

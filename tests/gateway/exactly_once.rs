@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aep_batch_gateway::{
     proto::v1::BatchOrigin,
-    simulator::{Fault, SimulatorOptions},
+    simulator::{Fault, Injection, Operation, SimulatorOptions},
 };
 use http::StatusCode;
 use tonic::Code;
@@ -14,6 +14,14 @@ use tonic_types::StatusExt;
 use crate::support::{Gateway, request, simulator, simulator_with, with_id};
 
 const RETRY: (&str, &str) = ("grpc-previous-rpc-attempts", "1");
+
+/// The API's own error for the next look-up.
+fn list_fault(status: StatusCode) -> Injection {
+    Injection {
+        operation: Operation::List,
+        fault: Fault::Status(status),
+    }
+}
 
 async fn slow_catalog(catalog_lag: Duration) -> aep_batch_gateway::simulator::Simulator {
     let options = SimulatorOptions {
@@ -98,14 +106,14 @@ async fn a_lost_answer_is_recovered() {
     let upstream = slow_catalog(Duration::from_millis(400)).await;
     let gateway = Gateway::before(&upstream, &[]).await;
     for fault in [
-        Fault::ResetAfterCreate,
-        Fault::CloseAfterCreate,
-        Fault::HalfAnswer,
-        Fault::EmptyAnswer,
-        Fault::HtmlAnswer,
+        Fault::ResetAfter,
+        Fault::CloseAfter,
+        Fault::HalfResponse,
+        Fault::EmptyResponse,
+        Fault::HtmlResponse,
         Fault::Lost(StatusCode::BAD_GATEWAY),
     ] {
-        upstream.meet(fault.clone());
+        upstream.inject(fault.clone());
         let id = fault.to_string();
         let answer = gateway.create_with(with_id(&id), &[]).await.unwrap();
         assert_eq!(answer.origin(), BatchOrigin::Recovered, "{fault}");
@@ -120,7 +128,7 @@ async fn a_lost_answer_is_recovered() {
 async fn what_cannot_be_settled_stays_unknown_and_is_never_sent_again() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
-    upstream.meet(Fault::ResetBeforeCreate);
+    upstream.inject(Fault::ResetBefore);
     let answer = gateway
         .raw_with_id("mine", &[("grpc-timeout", "500m")])
         .await;
@@ -145,7 +153,7 @@ async fn what_cannot_be_settled_stays_unknown_and_is_never_sent_again() {
 async fn equal_calls_at_the_same_time_share_one_create() {
     let upstream = slow_catalog(Duration::from_secs(60)).await;
     let gateway = Gateway::before(&upstream, &[]).await;
-    upstream.meet(Fault::Delay(Duration::from_millis(300)));
+    upstream.inject(Fault::Delay(Duration::from_millis(300)));
     let (one, two, three) = tokio::join!(
         gateway.create_with(with_id("mine"), &[]),
         gateway.create_with(with_id("mine"), &[]),
@@ -199,7 +207,7 @@ async fn a_retry_waits_for_a_first_try_in_another_gateway() {
     let upstream = simulator().await;
     let first = Gateway::before(&upstream, &[]).await;
     let second = Gateway::before(&upstream, &[]).await;
-    upstream.meet(Fault::Delay(Duration::from_millis(800)));
+    upstream.inject(Fault::Delay(Duration::from_millis(800)));
     let (left, found) = tokio::join!(
         first.raw_with_id("mine", &[("grpc-timeout", "200m")]),
         async {
@@ -227,14 +235,14 @@ async fn a_retry_creates_when_the_first_try_s_time_is_over() {
 
     // A first try that ended here without a batch needs no patience.
     let gateway = Gateway::before(&upstream, &[]).await;
-    upstream.meet(Fault::LookUp(StatusCode::INTERNAL_SERVER_ERROR));
+    upstream.inject(list_fault(StatusCode::INTERNAL_SERVER_ERROR));
     let refused = gateway.create(with_id("early")).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     let begin = std::time::Instant::now();
     let answer = gateway.create_with(with_id("early"), &[RETRY]).await;
     assert_eq!(answer.unwrap().origin(), BatchOrigin::Created);
     assert!(begin.elapsed() < Duration::from_secs(5));
-    upstream.meet(Fault::Status(StatusCode::BAD_REQUEST));
+    upstream.inject(Fault::Status(StatusCode::BAD_REQUEST));
     let refused = gateway.create(with_id("next")).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     let begin = std::time::Instant::now();
@@ -256,8 +264,8 @@ async fn a_failed_look_up_sends_nothing() {
         (401, Code::Unauthenticated, "API_UNAUTHENTICATED"),
         (429, Code::ResourceExhausted, "API_RATE_LIMITED"),
     ] {
-        let fault = Fault::LookUp(StatusCode::from_u16(status).unwrap());
-        upstream.meet(fault.clone());
+        let fault = list_fault(StatusCode::from_u16(status).unwrap());
+        upstream.inject(fault.clone());
         let answer = gateway.raw_with_id("mine", &[]).await;
         assert_eq!(answer.code(), code, "{status}");
         assert_eq!(answer.reason(), reason);
@@ -266,14 +274,14 @@ async fn a_failed_look_up_sends_nothing() {
         if status == 500 {
             continue; // may pass: a retry goes on looking, see below
         }
-        upstream.meet(fault);
+        upstream.inject(fault);
         let answer = gateway.raw_with_id("tried elsewhere", &[RETRY]).await;
         assert_eq!(answer.code(), Code::Unknown, "{status}");
         assert_eq!(answer.reason(), "LOOKUP_UNSETTLED");
         assert!(!answer.trailers_only);
     }
-    let fault = Fault::LookUp(StatusCode::INTERNAL_SERVER_ERROR);
-    upstream.meet(fault);
+    let fault = list_fault(StatusCode::INTERNAL_SERVER_ERROR);
+    upstream.inject(fault);
     let deadline = ("grpc-timeout", "500m");
     let answer = gateway
         .raw_with_id("tried elsewhere", &[RETRY, deadline])
@@ -301,13 +309,13 @@ async fn look_ups_can_be_spared() {
     let gateway = Gateway::before(&upstream, &["--look-up=on-retry"]).await;
     gateway.create(with_id("a")).await.unwrap();
     assert_eq!((count("GET"), count("POST")), (0, 1));
-    upstream.meet(Fault::ResetAfterCreate);
+    upstream.inject(Fault::ResetAfter);
     let answer = gateway.create_with(with_id("b"), &[]).await.unwrap();
     assert_eq!(answer.origin(), BatchOrigin::Recovered);
     assert_eq!((count("GET"), count("POST")), (1, 2));
 
     let gateway = Gateway::before(&upstream, &["--look-up=never"]).await;
-    upstream.meet(Fault::ResetAfterCreate);
+    upstream.inject(Fault::ResetAfter);
     let lost = gateway.create(with_id("c")).await.unwrap_err();
     assert_eq!(lost.code(), Code::Unknown);
     assert_eq!((count("GET"), count("POST")), (1, 3));
@@ -320,12 +328,12 @@ async fn a_client_s_next_try_waits_for_tries_that_the_mesh_made_between() {
     let upstream = simulator().await;
     let here = Gateway::before(&upstream, &[]).await;
     let elsewhere = Gateway::before(&upstream, &["--request-timeout=500ms"]).await;
-    upstream.meet(Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
+    upstream.inject(Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
     let first = [("x-envoy-attempt-count", "1")];
     let refused = here.create_with(with_id("mine"), &first).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
 
-    upstream.meet(Fault::Delay(Duration::from_millis(400)));
+    upstream.inject(Fault::Delay(Duration::from_millis(400)));
     let second = [("x-envoy-attempt-count", "2")];
     let third = [RETRY, ("x-envoy-attempt-count", "1")];
     let (second, third) = tokio::join!(elsewhere.create_with(with_id("mine"), &second), async {

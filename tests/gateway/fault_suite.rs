@@ -15,7 +15,7 @@ use std::{
 
 use aep_batch_gateway::{
     proto::v1::{CreateBatchRequest, CreateBatchResponse, TagValues},
-    simulator::{Fault, Simulator, SimulatorOptions},
+    simulator::{Fault, Injection, Operation, Simulator, SimulatorOptions},
 };
 use prost::Message;
 use tokio::{net::TcpStream, sync::Semaphore};
@@ -66,9 +66,9 @@ const OWN_FAULTS: [&str; 34] = [
 
 /// These, and everybody in between: each about half of the faults.
 fn faults() -> Vec<Fault> {
-    let between = Fault::names().filter_map(|name| name.parse().ok());
+    let between = Fault::names(Operation::Create).filter_map(|name| name.parse().ok());
     let between: Vec<_> = between
-        .filter(|fault| matches!(fault, Fault::Between(..)))
+        .filter(|fault| matches!(fault, Fault::Intermediary(..)))
         .collect();
     let own = OWN_FAULTS.map(|name| name.parse().unwrap());
     let times = between.len() / own.len();
@@ -195,7 +195,7 @@ async fn no_duplicate_and_no_false_answer_under_faults() {
 async fn run(way: &Way, key: Key, replicas: usize, calls: u64, seed: u64) -> (String, u64) {
     let begin = Instant::now();
     let upstream = simulator_with(SimulatorOptions {
-        faults: faults(),
+        faults: faults().into_iter().map(Injection::from).collect(),
         share: 0.4,
         seed,
         catalog_lag: Duration::from_millis(100),
@@ -302,7 +302,7 @@ async fn run(way: &Way, key: Key, replicas: usize, calls: u64, seed: u64) -> (St
 /// 20 good calls, so that the gateway may repeat requests.
 async fn fill_the_retry_budget(gateway: &Gateway, upstream: &Simulator) {
     for _ in 0..20 {
-        upstream.meet(Fault::Delay(Duration::ZERO));
+        upstream.inject(Fault::Delay(Duration::ZERO));
         gateway.create(request()).await.unwrap();
     }
 }

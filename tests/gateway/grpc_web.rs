@@ -220,7 +220,7 @@ async fn every_failure_tells_its_details_in_trailers() {
                     "NOT_APPLIED",
                 ),
                 (
-                    Some(Fault::ResetAfterCreate),
+                    Some(Fault::ResetAfter),
                     &[],
                     Code::Unknown,
                     "CONNECTION_LOST",
@@ -235,7 +235,7 @@ async fn every_failure_tells_its_details_in_trailers() {
                     "UNKNOWN",
                 ),
             ] {
-                fault.into_iter().for_each(|fault| upstream.meet(fault));
+                fault.into_iter().for_each(|fault| upstream.inject(fault));
                 let answer = send(&client, &gateway, kind, &request(), more).await;
                 let answer = Answer::of(answer).await;
                 assert_eq!(answer.status().code(), code);
@@ -256,7 +256,7 @@ async fn every_failure_tells_its_details_in_trailers() {
 async fn headers_come_before_a_slow_answer() {
     let (upstream, gateway) = start(&[]).await;
     for client in [http1(), http2()] {
-        upstream.meet(Fault::Delay(Duration::from_secs(2)));
+        upstream.inject(Fault::Delay(Duration::from_secs(2)));
         let begin = Instant::now();
         let kind = "application/grpc-web+proto";
         let answer = send(&client, &gateway, kind, &request(), &[]).await;
@@ -536,7 +536,7 @@ async fn a_connection_that_stops_talking_is_closed() {
 async fn an_old_connection_ends_after_its_call() {
     let (upstream, gateway) = start(&["--max-connection-age=300ms"]).await;
     let mut stream = TcpStream::connect(&gateway.listen).await.unwrap();
-    upstream.meet(Fault::Delay(Duration::from_secs(1)));
+    upstream.inject(Fault::Delay(Duration::from_secs(1)));
     let begin = Instant::now();
     stream.write_all(&http1_call()).await.unwrap();
     let answer = rest(stream).await;
@@ -562,7 +562,7 @@ async fn an_http1_connection_serves_one_call() {
 async fn a_drain_lets_calls_finish_and_silent_connections_go() {
     let (upstream, gateway) = start(&[]).await;
     let silent = TcpStream::connect(&gateway.listen).await.unwrap();
-    upstream.meet(Fault::Delay(Duration::from_millis(800)));
+    upstream.inject(Fault::Delay(Duration::from_millis(800)));
     let mut busy = TcpStream::connect(&gateway.listen).await.unwrap();
     busy.write_all(&http1_call()).await.unwrap();
     while upstream.received().is_empty() {
@@ -585,7 +585,7 @@ async fn a_drain_lets_calls_finish_and_silent_connections_go() {
 #[tokio::test]
 async fn a_batch_whose_caller_left_is_in_the_log() {
     let (upstream, gateway) = start(&[]).await;
-    upstream.meet(Fault::Delay(Duration::from_millis(500)));
+    upstream.inject(Fault::Delay(Duration::from_millis(500)));
     let mut stream = TcpStream::connect(&gateway.listen).await.unwrap();
     stream.write_all(&http1_call()).await.unwrap();
     while upstream.received().is_empty() {

@@ -39,13 +39,13 @@ async fn a_cache_that_lost_an_answer_gets_the_create_once() {
         gateway.create(request()).await.unwrap();
     }
     let lost = "varnish-503-after".parse::<Fault>().unwrap();
-    upstream.meet(lost.clone());
+    upstream.inject(lost.clone());
     let answer = gateway.raw(&[]).await;
     assert_eq!(answer.outcome(), "UNKNOWN");
     assert_eq!(answer.reason(), "UPSTREAM_FAILED");
     assert_eq!(upstream.batches().len(), 21);
 
-    upstream.meet(lost);
+    upstream.inject(lost);
     let answer = gateway.create_with(with_id("mine"), &[]).await.unwrap();
     assert_eq!(answer.origin(), BatchOrigin::Recovered);
     assert_eq!(upstream.batches().len(), 22);
@@ -305,7 +305,7 @@ async fn a_call_without_an_external_id_can_get_one() {
     assert!(upstream.received().iter().all(|r| r.method == "POST"));
 
     // A lost answer is settled by the look-up.
-    upstream.meet(Fault::ResetAfterCreate);
+    upstream.inject(Fault::ResetAfter);
     let recovered = gateway.create_with(request(), &[]).await.unwrap();
     assert_eq!(recovered.origin(), BatchOrigin::Recovered);
     assert_eq!(upstream.batches().len(), 3);
@@ -328,7 +328,7 @@ async fn a_call_without_an_external_id_can_get_one() {
     assert_eq!(own.external_id.as_deref(), Some("own"));
 
     // What stays unknown tells the id, so that the caller can look for it.
-    upstream.meet(Fault::SilenceBeforeCreate);
+    upstream.inject(Fault::TimeoutBefore);
     let unknown = gateway.raw(&[("grpc-timeout", "300m")]).await;
     assert_eq!(unknown.outcome(), "UNKNOWN");
     assert_eq!(unknown.info("externalId").unwrap().len(), 36);

@@ -24,11 +24,11 @@ async fn what_certainly_was_not_created_is_sent_again() {
         Fault::RefusedStream,
         Fault::Status(StatusCode::SERVICE_UNAVAILABLE),
     ] {
-        upstream.meet(fault.clone());
+        upstream.inject(fault.clone());
         let answer = gateway.raw(&[]).await;
         assert_eq!(answer.code(), Code::Ok, "{fault}: {:?}", answer.status());
     }
-    upstream.meet(Fault::Status(StatusCode::TOO_MANY_REQUESTS)); // Retry-After: 2
+    upstream.inject(Fault::Status(StatusCode::TOO_MANY_REQUESTS)); // Retry-After: 2
     let begin = Instant::now();
     gateway.create(request()).await.unwrap();
     assert!(begin.elapsed() >= Duration::from_secs(2));
@@ -44,15 +44,15 @@ async fn what_may_have_been_created_is_not_sent_again() {
     let gateway = Gateway::before(&upstream, &[]).await;
     warm_up(&gateway, 50).await;
     for fault in [
-        Fault::ResetBeforeCreate,
-        Fault::ResetAfterCreate,
+        Fault::ResetBefore,
+        Fault::ResetAfter,
         Fault::Proxy(StatusCode::SERVICE_UNAVAILABLE),
         Fault::Status(StatusCode::INTERNAL_SERVER_ERROR),
         Fault::Status(StatusCode::BAD_REQUEST),
-        Fault::EmptyAnswer,
+        Fault::EmptyResponse,
     ] {
         let before = upstream.received().len();
-        upstream.meet(fault.clone());
+        upstream.inject(fault.clone());
         assert_ne!(gateway.raw(&[]).await.code(), Code::Ok);
         assert_eq!(upstream.received().len(), before + 1, "{fault}");
     }
@@ -63,7 +63,7 @@ async fn a_retry_that_the_caller_would_not_live_to_see_is_not_waited_for() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
     warm_up(&gateway, 50).await;
-    upstream.meet(Fault::Status(StatusCode::TOO_MANY_REQUESTS)); // Retry-After: 2
+    upstream.inject(Fault::Status(StatusCode::TOO_MANY_REQUESTS)); // Retry-After: 2
     let begin = Instant::now();
     let answer = gateway.raw(&[("grpc-timeout", "1S")]).await;
     assert_eq!(answer.reason(), "API_RATE_LIMITED");
@@ -77,7 +77,7 @@ async fn an_outage_is_not_amplified() {
     let (before, calls) = (100, 300);
     warm_up(&gateway, before).await;
     for _ in 0..2 * calls {
-        upstream.meet(Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
+        upstream.inject(Fault::Status(StatusCode::SERVICE_UNAVAILABLE));
     }
     for _ in 0..calls {
         assert_ne!(gateway.raw(&[]).await.code(), Code::Ok);

@@ -1,7 +1,8 @@
 //! The simulated API on the wire: what it plays looks like what is played.
 
-use aep_batch_gateway::simulator::Simulator;
+use aep_batch_gateway::simulator::{Injection, Simulator};
 use flate2::read::GzDecoder;
+use serde_json::{Value, json};
 use std::io::Read;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -30,8 +31,12 @@ async fn exchange(api: &Simulator, line: &str, body: &str) -> Vec<u8> {
     answer
 }
 
+fn inject(api: &Simulator, fault: &str) {
+    api.inject(fault.parse::<Injection>().unwrap());
+}
+
 async fn create(api: &Simulator, dataset: &str, fault: &str) -> Vec<u8> {
-    api.meet(fault.parse().unwrap());
+    inject(api, fault);
     let body = format!(r#"{{"datasetId":"{dataset}"}}"#);
     exchange(api, "POST /data/foundation/import/batches", &body).await
 }
@@ -41,7 +46,7 @@ async fn text(api: &Simulator, fault: &str) -> String {
 }
 
 #[tokio::test]
-async fn somebody_in_between_answers_before_and_after() {
+async fn intermediaries_respond_before_and_after() {
     let api = simulator().await;
     for (fault, line, holds, made) in [
         (
@@ -92,7 +97,7 @@ async fn somebody_in_between_answers_before_and_after() {
 }
 
 #[tokio::test]
-async fn answers_come_in_every_form() {
+async fn responses_come_in_every_form() {
     let api = simulator().await;
     let body_of = |answer: &[u8]| {
         let at = answer
@@ -129,26 +134,153 @@ async fn answers_come_in_every_form() {
     assert!(text(&api, "overflow-403").await.contains(":1e999"));
 }
 
+/// The response to a GET of Catalog's batches.
+async fn get(api: &Simulator, path: &str) -> String {
+    let line = format!("GET /data/foundation/catalog/batches{path}");
+    String::from_utf8_lossy(&exchange(api, &line, "").await).into_owned()
+}
+
+/// The ids of all batches, in the order of their creation.
+fn ids(api: &Simulator) -> Vec<String> {
+    let id = |batch: &Value| batch["id"].as_str().unwrap().to_owned();
+    api.batches().iter().map(id).collect()
+}
+
 #[tokio::test]
-async fn catalog_answers_as_documented() {
+async fn catalog_responds_as_documented() {
     let api = simulator().await;
     for _ in 0..3 {
         create(&api, "@/dataSets/d", "delay-0").await;
     }
-    let get = async |path: &str| {
-        let line = format!("GET /data/foundation/catalog/batches{path}");
-        String::from_utf8(exchange(&api, &line, "").await).unwrap()
+    let ids = ids(&api);
+    for (id, created) in ids.iter().zip(1..) {
+        api.patch(id, &json!({ "created": created }));
+    }
+    // Which of them a list shows, in its order.
+    let listed = async |query: &str| {
+        let text = get(&api, query).await;
+        let place = |id: &String| text.find(&format!("{id}\":{{"));
+        let mut shown: Vec<_> = ids.iter().zip(1..).map(|(id, n)| (place(id), n)).collect();
+        shown.retain(|(place, _)| place.is_some());
+        shown.sort();
+        shown
+            .into_iter()
+            .map(|(_, number)| number)
+            .collect::<Vec<i32>>()
     };
-    let batches = api.batches();
-    let id = |number: usize| batches[number]["id"].as_str().unwrap();
-    assert_eq!(get("?dataSet=d").await.matches("relatedObjects").count(), 3);
-    assert!(get("?limit=0").await.starts_with("HTTP/1.1 400 "));
-    let two = get(&format!("/{},{}", id(0), id(2))).await;
+    api.patch(&ids[2], &json!({ "status": "active" }));
+    for (query, expected) in [
+        ("?dataSet=d&orderBy=asc:created", &[1, 2, 3][..]),
+        ("?dataSet=other", &[]),
+        ("?orderBy=desc:status,desc:created", &[2, 1, 3]),
+        ("?status=active,success", &[3]),
+        ("?status=loading&orderBy=desc:created", &[2, 1]),
+        ("?createdAfter=1&createdBefore=3", &[2]),
+        ("?orderBy=desc:created&limit=1&start=1", &[2]),
+        ("?orderBy=desc:created&limit=2&offset=1", &[3, 2]),
+    ] {
+        assert_eq!(listed(query).await, expected, "{query}");
+    }
+    assert_eq!(listed(&format!("/{},{}", ids[0], ids[2])).await, [3, 1]);
+    let one = get(&api, &format!("/{}?properties=status", ids[2])).await;
     assert!(
-        two.contains(id(0)) && two.contains(id(2)) && !two.contains(id(1)),
-        "{two}"
+        one.ends_with(&format!(r#"{{"{}":{{"status":"active"}}}}"#, ids[2])),
+        "{one}"
     );
-    assert!(get("/unknown").await.starts_with("HTTP/1.1 404 "));
-    let names = String::from_utf8(exchange(&api, "GET /_simulator/faults", "").await).unwrap();
-    assert!(names.contains("\"filter-201-after\""), "{names}");
+    for limit in ["0", "101", "x"] {
+        let refused = get(&api, &format!("?limit={limit}")).await;
+        assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
+    }
+    assert!(get(&api, "/unknown").await.starts_with("HTTP/1.1 404 "));
+}
+
+#[tokio::test]
+async fn a_read_meets_the_faults_of_its_operation() {
+    let api = simulator().await;
+    create(&api, "d", "delay-0").await;
+    let id = &ids(&api)[0];
+    let path = format!("/{id}");
+    inject(&api, "list:status-503");
+    inject(&api, "get:empty");
+    let found = get(&api, &path).await;
+    assert!(
+        found.starts_with("HTTP/1.1 200 ") && found.ends_with("\r\n\r\n{}"),
+        "{found}"
+    );
+    assert!(get(&api, &path).await.contains("relatedObjects"));
+    assert!(get(&api, "").await.contains("503000"));
+    assert!(get(&api, "").await.contains("relatedObjects"));
+
+    for (fault, holds) in [
+        ("status-404", "NotFoundError"),
+        ("varnish-503-after", "XID: 32770"),
+        ("filter-200", "text/html"),
+        ("gzip-response", "content-encoding: gzip"),
+        ("empty-response", "content-length: 0"),
+        ("html-response", "<html>"),
+        ("half-response", "content-length: "),
+        ("redirect", "307 "),
+    ] {
+        inject(&api, &format!("get:{fault}"));
+        inject(&api, &format!("list:{fault}"));
+        for path in [path.as_str(), ""] {
+            let response = get(&api, path).await;
+            assert!(response.contains(holds), "{fault} {path}: {response}");
+        }
+    }
+    for fault in ["get:reset-after", "get:close"] {
+        inject(&api, fault);
+        assert_eq!(get(&api, &path).await, "", "{fault}");
+    }
+    inject(&api, "get:no-id-response");
+    let without_id = get(&api, &path).await;
+    assert!(
+        without_id.contains(&format!(r#"{{"{id}":{{"#)),
+        "{without_id}"
+    );
+    assert!(
+        !without_id.contains(&format!(r#""id":"{id}""#)),
+        "{without_id}"
+    );
+    assert_eq!(api.batches().len(), 1, "reads create nothing");
+}
+
+#[tokio::test]
+async fn a_batch_is_changed_and_faults_are_listed_over_http() {
+    let api = simulator().await;
+    create(&api, "d", "delay-0").await;
+    let line = format!("PATCH /_simulator/batches/{}", ids(&api)[0]);
+    let text =
+        async |line: &str, body: &str| String::from_utf8(exchange(&api, line, body).await).unwrap();
+    let changed = text(&line, r#"{"status":"failed","errors":[{"code":"106"}]}"#).await;
+    assert!(changed.starts_with("HTTP/1.1 200 "), "{changed}");
+    assert!(
+        get(&api, "?status=failed")
+            .await
+            .contains(r#""errors":[{"code":"106"}]"#)
+    );
+    assert!(text(&line, "[]").await.starts_with("HTTP/1.1 400 "));
+    let unknown = text("PATCH /_simulator/batches/x", "{}").await;
+    assert!(unknown.starts_with("HTTP/1.1 404 "), "{unknown}");
+
+    let names = text("GET /_simulator/faults", "").await;
+    for name in [
+        "\"filter-201-after\"",
+        "\"list:timeout-before\"",
+        "\"get:empty\"",
+    ] {
+        assert!(names.contains(name), "{names}");
+    }
+    let waiting = text("POST /_simulator/faults", "lookup-503\nreset-after-create").await;
+    assert!(
+        waiting.contains(r#"["list:status-503","reset-after"]"#),
+        "{waiting}"
+    );
+    let none = text("DELETE /_simulator/faults", "").await;
+    assert!(none.ends_with(r#"{"waiting":[]}"#), "{none}");
+    assert!(
+        text("POST /_simulator/faults", "empty")
+            .await
+            .starts_with("HTTP/1.1 400 ")
+    );
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use aep_batch_gateway::simulator::Fault;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use prost::Message;
 use serde_json::Value;
@@ -72,7 +73,11 @@ async fn every_call_has_one_line_however_it_ends() {
     assert!(all.as_f64() >= upstream_part.as_f64(), "{good}");
     assert!(upstream_part.as_f64() > Some(0.0), "{good}");
 
-    upstream.meet("status-429".parse().unwrap());
+    upstream.inject(
+        "status-429"
+            .parse::<aep_batch_gateway::simulator::Injection>()
+            .unwrap(),
+    );
     gateway.raw(&[("x-request-id", "refused")]).await;
     let refused = line(&gateway, "refused").await;
     assert_eq!(refused["level"], "WARN");
@@ -88,7 +93,7 @@ async fn every_call_has_one_line_however_it_ends() {
     assert_eq!(garbage["reason"], "INVALID_FRAMING");
     assert_eq!(garbage["upstream_requests"], 0);
 
-    upstream.meet("silence-after-create".parse().unwrap());
+    upstream.inject(Fault::TimeoutAfter);
     let metadata = [&CREDENTIALS[..], &[("x-request-id", "left")]].concat();
     let body = frame(&request());
     let left = gateway.raw_call(CREATE, &metadata, &body);

@@ -114,13 +114,13 @@ async fn http2_upstream() {
         gateway.create(request()).await.unwrap();
         assert_eq!(upstream.batches().len(), before + 1);
 
-        upstream.meet(Fault::RefusedStream);
+        upstream.inject(Fault::RefusedStream);
         assert_never_sent(&gateway.raw(&[]).await, "UPSTREAM_UNPROCESSED");
         assert_eq!(upstream.batches().len(), before + 1);
 
-        upstream.meet(Fault::CloseAfterCreate); // here: RST_STREAM with INTERNAL_ERROR
+        upstream.inject(Fault::CloseAfter); // here: RST_STREAM with INTERNAL_ERROR
         assert_unknown(&gateway.raw(&[]).await, "CONNECTION_LOST");
-        upstream.meet(Fault::ResetAfterCreate);
+        upstream.inject(Fault::ResetAfter);
         assert_unknown(&gateway.raw(&[]).await, "CONNECTION_LOST");
         assert_eq!(upstream.batches().len(), before + 3);
     }
@@ -179,14 +179,14 @@ async fn reset_in_the_request() {
 #[tokio::test]
 async fn reset_or_closed_before_an_answer() {
     for (fault, created) in [
-        (Fault::ResetBeforeCreate, 0),
-        (Fault::CloseBeforeCreate, 0),
-        (Fault::ResetAfterCreate, 1),
-        (Fault::CloseAfterCreate, 1),
+        (Fault::ResetBefore, 0),
+        (Fault::CloseBefore, 0),
+        (Fault::ResetAfter, 1),
+        (Fault::CloseAfter, 1),
     ] {
         let upstream = simulator().await;
         let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-        upstream.meet(fault.clone());
+        upstream.inject(fault.clone());
         assert_unknown(&gateway.raw(&[]).await, "CONNECTION_LOST");
         assert_eq!(upstream.batches().len(), created, "{fault}");
         assert_eq!(upstream.received().len(), 1, "{fault}: nothing is repeated");
@@ -199,7 +199,7 @@ async fn half_an_answer() {
     // The status line says that the batch exists, whatever became of the rest.
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-    upstream.meet(Fault::HalfAnswer);
+    upstream.inject(Fault::HalfResponse);
     let answer = gateway.raw(&[]).await;
     assert_eq!(answer.reason(), "ANSWER_UNUSABLE");
     assert_eq!(answer.outcome(), "APPLIED");
@@ -235,10 +235,10 @@ async fn no_http_at_all() {
 async fn silence() {
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &["--request-timeout=300ms"]).await;
-    upstream.meet(Fault::SilenceAfterCreate);
+    upstream.inject(Fault::TimeoutAfter);
     assert_unknown(&gateway.raw(&[]).await, "UPSTREAM_TIMEOUT");
     assert_eq!(upstream.batches().len(), 1);
-    upstream.meet(Fault::SilenceBeforeCreate);
+    upstream.inject(Fault::TimeoutBefore);
     assert_unknown(&gateway.raw(&[]).await, "UPSTREAM_TIMEOUT");
     assert_eq!(upstream.batches().len(), 1);
 }
@@ -253,7 +253,7 @@ async fn a_stale_connection() {
     // The upstream resets a kept connection when the next request is on its way.
     let upstream = simulator().await;
     let gateway = Gateway::start(&upstream.import_url(), &[]).await;
-    upstream.meet(Fault::Stale);
+    upstream.inject(Fault::Stale);
     // One connection in, so that all its calls have the same connection out.
     let mut client = connect(&gateway).await;
     assert_eq!(client.create().await.unwrap().code(), Code::Ok);
