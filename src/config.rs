@@ -174,7 +174,7 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// The format of log lines.
+    /// The format of log lines. The default of `demo` is text.
     #[arg(long, value_name = "FORMAT", default_value = "json")]
     pub log_format: LogFormat,
 
