@@ -35,6 +35,8 @@ fn no_authorities() -> [(&'static str, PathBuf); 2] {
 
 #[tokio::test]
 async fn demo_makes_a_call_and_goes_on() {
+    // The port of the simulated API: if another program has it, so much the better.
+    let _taken = tokio::net::TcpListener::bind("127.0.0.1:8080").await;
     let mut child =
         Gateway::command(&["demo", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
             // The demo needs neither a proxy nor certificate authorities.
@@ -57,6 +59,8 @@ async fn demo_makes_a_call_and_goes_on() {
     let listen = first["listen"].as_str().unwrap();
     assert!(shown.contains("BATCH_STATUS_LOADING"), "{shown}");
     assert!(shown.contains("grpcurl -plaintext"), "{shown}");
+    assert!(shown.contains("/_simulator/faults"), "{shown}");
+    assert!(!shown.contains(":8080/"), "{shown}");
     assert!(shown.contains(&format!(
         "{listen} aep.ingestion.v1.BatchService/CreateBatch"
     )));

@@ -226,44 +226,50 @@ fn the_configuration_page_is_up_to_date() {
     check_page("docs/configuration.md", &page);
 }
 
-/// The paragraph about a flag.
+/// The paragraphs about a flag.
 fn documented(arg: &Arg) -> String {
-    let quoted = |values: Vec<String>| {
-        let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
-        (!values.is_empty()).then(|| values.join(", "))
-    };
-    let help = arg.get_long_help().or(arg.get_help()).unwrap();
-    let values = arg.get_possible_values();
-    let values = values.iter().map(|value| value.get_name().to_owned());
-    let defaults = arg.get_default_values().iter();
-    let defaults = defaults.map(|value| value.to_str().unwrap().to_owned());
-    let variable = arg.get_env().map(|name| name.to_str().unwrap().to_owned());
-    let key = variable.as_ref().map(|_| arg.get_id().to_string());
+    let takes_value = arg.get_action().takes_values();
+    let values = arg
+        .get_possible_values()
+        .into_iter()
+        .filter(|_| takes_value);
+    let defaults = arg
+        .get_default_values()
+        .iter()
+        .filter(|value| !value.is_empty());
+    let key = arg.get_help_heading().map(|_| arg.get_id().to_string()); // settings have headings
     let facts = [
-        ("Values", quoted(values.collect())),
+        (
+            "Values",
+            values.map(|value| value.get_name().to_owned()).collect(),
+        ),
         (
             "Default",
-            quoted(defaults.filter(|value| !value.is_empty()).collect()),
+            defaults.map(|value| value.display().to_string()).collect(),
         ),
-        ("Variable", quoted(variable.into_iter().collect())),
         (
-            "Key",
-            quoted(key.into_iter().filter(|key| key != "config").collect()),
+            "Variable",
+            arg.get_env()
+                .iter()
+                .map(|name| name.display().to_string())
+                .collect(),
         ),
+        ("Key", Vec::from_iter(key)),
     ];
-    let facts = facts.map(|(name, fact)| fact.map(|fact| format!("{name}: {fact}")));
-    let facts: Vec<_> = facts.into_iter().flatten().collect();
-    let flag = arg.get_long().unwrap();
-    let value = arg
-        .get_value_names()
-        .filter(|_| arg.get_action().takes_values());
+    let facts = facts.iter().filter(|(_, values)| !values.is_empty());
+    let facts: Vec<_> = facts
+        .map(|(name, values)| format!("{name}: `{}`", values.join("`, `")))
+        .collect();
+    let value = arg.get_value_names().filter(|_| takes_value);
     let value = value.map_or_else(String::new, |names| format!(" <{}>", names[0]));
-    let help = help.to_string().replace('\n', " ");
-    match facts.is_empty() {
-        true => format!("\n### `--{flag}{value}`\n\n{help}.\n"),
-        false => format!(
-            "\n### `--{flag}{value}`\n\n{help}.\n\n{}\n",
-            facts.join(" · ")
-        ),
+    let help = arg.get_long_help().or(arg.get_help()).unwrap().to_string();
+    let mut text = format!(
+        "\n### `--{}{value}`\n\n{}.\n",
+        arg.get_long().unwrap(),
+        help.replace('\n', " ")
+    );
+    if !facts.is_empty() {
+        text += &format!("\n{}\n", facts.join(" · "));
     }
+    text
 }

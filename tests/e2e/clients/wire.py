@@ -1,18 +1,19 @@
 """What a client cannot show by itself: an API that answers anything, a proxy that answers for the
 gateway, and the frames that pass."""
 
-import base64
 import json
 import socket
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, unquote
 
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+
 PREFACE = 24  # bytes with which an HTTP/2 client begins
-DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
-ACK = END_STREAM = 1
-END_HEADERS = 4
+PING, GOAWAY, ACK = 6, 7, 1  # types of frames, and a flag
 
 
 class Api:
@@ -66,79 +67,30 @@ class Api:
         self.server.server_close()
 
 
-class Proxy:
+class Proxy(grpc.GenericRpcHandler):
     """Says UNAVAILABLE to every call, with details of its own, and asks nobody."""
 
     REASON = "NO_BACKEND"
 
     def __init__(self) -> None:
-        outcome = protobuf({1: "outcome", 2: "NOT_APPLIED"})
-        info = protobuf({1: self.REASON, 2: "proxy.example", 3: outcome})
-        detail = protobuf({1: "type.googleapis.com/google.rpc.ErrorInfo", 2: info})
-        status = protobuf({1: 14, 2: "no backend", 3: detail})
-        self.answer = b"\x88" + b"".join(  # :status 200, and headers with new names (HPACK)
-            b"\x00" + prefixed(name, 127) + prefixed(value, 127)
-            for name, value in {
-                "content-type": "application/grpc",
-                "grpc-status": "14",
-                "grpc-message": "no backend",
-                "grpc-status-details-bin": base64.b64encode(status),
-            }.items()
-        )
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self.accept, daemon=True).start()
+        outcome = {"outcome": "NOT_APPLIED"}
+        info = error_details_pb2.ErrorInfo(reason=self.REASON, domain="proxy.example", metadata=outcome)
+        status = status_pb2.Status(code=14, message="no backend")
+        status.details.add().Pack(info)
+        self.details = status.SerializeToString()
+        self.server = grpc.server(ThreadPoolExecutor(), handlers=[self])
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
 
-    def accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+    def service(self, _call) -> grpc.RpcMethodHandler:
+        return grpc.unary_unary_rpc_method_handler(self.refuse)
 
-    def serve(self, client: socket.socket) -> None:
-        def send(kind: int, flags: int, stream: bytes, content: bytes = b"") -> None:
-            client.sendall(len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream + content)
-
-        frames = client.makefile("rb")
-        frames.read(PREFACE)
-        try:
-            send(SETTINGS, 0, bytes(4))
-            while len(head := frames.read(9)) == 9:
-                content = frames.read(int.from_bytes(head[:3], "big"))
-                kind, flags, stream = head[3], head[4], head[5:]
-                if kind in (SETTINGS, PING) and not flags & ACK:
-                    send(kind, ACK, stream, content if kind == PING else b"")
-                elif kind in (DATA, HEADERS) and flags & END_STREAM:
-                    send(HEADERS, END_HEADERS | END_STREAM, stream, self.answer)
-        except OSError:
-            pass
-        client.close()
+    def refuse(self, _request, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata([("grpc-status-details-bin", self.details)])
+        context.abort(grpc.StatusCode.UNAVAILABLE, "no backend")
 
     def close(self) -> None:
-        self.listener.close()
-
-
-def protobuf(fields: dict[int, int | str | bytes]) -> bytes:
-    """A message's bytes."""
-    return b"".join(
-        bytes([number << 3, value]) if isinstance(value, int) else bytes([number << 3 | 2]) + prefixed(value)
-        for number, value in fields.items()
-    )
-
-
-def prefixed(text: str | bytes, most: int = 0) -> bytes:
-    """Text after its length: as protobuf has it, or as HPACK, whose first byte holds up to `most`."""
-    text = text.encode() if isinstance(text, str) else text
-    length, result = len(text), b""
-    if most:
-        if length < most:
-            return bytes([length]) + text
-        length, result = length - most, bytes([most])
-    while length > 127:
-        length, result = length >> 7, result + bytes([length & 127 | 128])
-    return result + bytes([length]) + text
+        self.server.stop(None)
 
 
 class Relay:
