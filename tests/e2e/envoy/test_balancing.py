@@ -67,7 +67,7 @@ async def test_a_draining_gateway_is_left_out_by_health_checks(programs):
         assert goaways == 0, "no connection with calls ever got a GOAWAY"
 
         drains.start()
-        await asyncio.to_thread(envoy.wait_for_health, 2)
+        await asyncio.to_thread(envoy.wait_for_health, 2, 5)
         await asyncio.sleep(1)
     assert drains.calls() > 30
     assert_all_ok(await load.counted(simulator))
