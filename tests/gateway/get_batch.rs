@@ -34,7 +34,7 @@ async fn before(catalog: &Scripted) -> Gateway {
 #[tokio::test]
 async fn a_batch_is_what_catalog_shows() {
     let upstream = simulator().await;
-    let gateway = Gateway::before(&upstream, &["--look-up=never"]).await;
+    let gateway = Gateway::before(&upstream, &["--lookup=never"]).await;
     let created = gateway.create(with_id("x")).await.unwrap();
     assert_eq!(gateway.get(&created.id).await.unwrap(), created);
 
@@ -82,7 +82,7 @@ async fn what_catalog_does_not_show_is_not_found() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
     let unknown = raw(&gateway, "unknown", &[]).await;
-    unknown.is_failed_read(Code::NotFound, "API_NOT_FOUND", "404");
+    unknown.is_failed_read(Code::NotFound, "BATCH_NOT_FOUND", "404");
 
     let created = gateway.create(with_id("x")).await.unwrap();
     upstream.inject("get:empty".parse::<Injection>().unwrap());
@@ -126,7 +126,7 @@ async fn every_failure_says_what_happened_and_that_it_may_be_repeated() {
             Code::PermissionDenied,
             "API_PERMISSION_DENIED",
         ),
-        ("status-404", Code::NotFound, "API_NOT_FOUND"),
+        ("status-404", Code::NotFound, "BATCH_NOT_FOUND"),
         ("status-429", Code::ResourceExhausted, "API_RATE_LIMITED"),
         ("status-500", Code::Unavailable, "UPSTREAM_FAILED"),
         ("status-503", Code::Unavailable, "API_UNAVAILABLE"),
@@ -151,7 +151,7 @@ async fn every_failure_says_what_happened_and_that_it_may_be_repeated() {
     ];
     for (fault, code, reason) in table {
         let upstream = simulator_with_fault(&format!("get:{fault}")).await;
-        let flags = ["--look-up=never", "--request-timeout=500ms"];
+        let flags = ["--lookup=never", "--request-timeout=500ms"];
         let gateway = Gateway::before(&upstream, &flags).await;
         let id = gateway.create(with_id("x")).await.unwrap().id;
         let answer = raw(&gateway, &id, &[]).await;
@@ -174,7 +174,7 @@ async fn no_fault_that_has_a_name_makes_it_lie() {
     let upstream = simulator().await;
     // A reset of an HTTP/2 connection would hit other calls.
     let flags = [
-        "--look-up=never",
+        "--lookup=never",
         "--request-timeout=300ms",
         "--upstream-http=1",
     ];
@@ -247,7 +247,7 @@ async fn a_connection_that_is_lost_under_way_is_unavailable() {
 #[tokio::test]
 async fn a_single_failure_is_repeated_by_the_gateway() {
     let upstream = simulator().await;
-    let gateway = Gateway::before(&upstream, &["--look-up=never"]).await;
+    let gateway = Gateway::before(&upstream, &["--lookup=never"]).await;
     let id = gateway.create(with_id("x")).await.unwrap().id;
     for _ in 0..30 {
         gateway.get(&id).await.unwrap(); // earns the budget
@@ -300,7 +300,7 @@ fn last_path(upstream: &Simulator) -> String {
 #[tokio::test]
 async fn a_deadline_and_missing_credentials_are_told_without_an_outcome() {
     let upstream = simulator_with_fault("get:delay-5000").await;
-    let gateway = Gateway::before(&upstream, &["--look-up=never"]).await;
+    let gateway = Gateway::before(&upstream, &["--lookup=never"]).await;
     let id = gateway.create(with_id("x")).await.unwrap().id;
     let answer = raw(&gateway, &id, &[("grpc-timeout", "200m")]).await;
     assert!(answer.ended_after < Duration::from_secs(2));
