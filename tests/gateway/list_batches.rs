@@ -350,7 +350,11 @@ async fn every_failure_says_what_happened_and_that_it_may_be_repeated() {
         ("timeout", Code::Unavailable, "UPSTREAM_TIMEOUT"),
     ] {
         let upstream = simulator_with_fault(&format!("list:{fault}")).await;
-        let gateway = Gateway::before(&upstream, &["--request-timeout=500ms"]).await;
+        let timeout = match fault {
+            "timeout" => "--request-timeout=500ms",
+            _ => "--request-timeout=20s",
+        };
+        let gateway = Gateway::before(&upstream, &[timeout]).await;
         gateway.create(request()).await.unwrap();
         let answer = raw(&gateway, &Default::default()).await;
         answer.is_failed_read(code, reason, fault);
