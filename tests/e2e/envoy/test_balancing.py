@@ -137,7 +137,7 @@ async def test_no_gateway_leaves_because_the_api_is_down(programs):
     calls = await load.ended()
     assert {(c.code, c.outcome) for c in calls} == {("UNAVAILABLE", "NOT_APPLIED")}
     for gateway in gateways:
-        assert gateway.metric("aep_gateway_creates_total", reason="UPSTREAM_CONNECT_FAILED") > 0
+        assert gateway.metric("aep_gateway_outcomes_total", reason="UPSTREAM_CONNECT_FAILED") > 0
 
     simulator.start()
     load = Load(envoy.address)

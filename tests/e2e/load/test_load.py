@@ -71,7 +71,7 @@ def overload(programs, gateway, seconds, *flags):
 
 
 def creates(gateway, outcome="APPLIED"):
-    return gateway.metric("aep_gateway_creates_total", outcome=outcome)
+    return gateway.metric("aep_gateway_outcomes_total", outcome=outcome)
 
 
 async def one_call(gateway):
