@@ -17,10 +17,10 @@ pub use self::{
 };
 use crate::{
     certificates,
-    create::LookUp,
-    credentials,
+    create_batch::LookupPolicy,
+    credentials, headers,
+    http_client::HttpVersion,
     telemetry::{LogFilter, LogFormat},
-    upstream::HttpVersion,
 };
 
 /// What is wrong, a sentence each.
@@ -115,7 +115,7 @@ pub struct Settings {
 
     /// When to look up an external ID before creating a batch.
     #[arg(long, value_name = "WHEN", default_value = "always")]
-    pub look_up: LookUp,
+    pub look_up: LookupPolicy,
 
     /// Adds an external ID to creates that have none, so that a lookup can settle a lost
     /// response. The batch then has a field that the caller did not send.
@@ -307,12 +307,12 @@ fn base_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// A default for the header with this number in [`credentials::NAMES`].
+/// A default for the header with this number in [`headers::CREDENTIALS`].
 fn credential<const HEADER: usize>(text: &str) -> Result<HeaderValue, String> {
-    let name = &credentials::NAMES[HEADER];
+    let name = &headers::CREDENTIALS[HEADER];
     let bad = |problem: &str| format!("it {problem} (it is sent as {name})");
     let mut value = HeaderValue::from_str(text).map_err(|_| bad("is not a header value"))?;
-    value.set_sensitive(credentials::is_secret(name));
+    value.set_sensitive(headers::is_secret(name));
     credentials::check(name, &value).map_err(bad)?;
     Ok(value)
 }
@@ -560,7 +560,7 @@ mod tests {
                 "{problems:?}"
             );
         }
-        for own in credentials::NAMES.iter() {
+        for own in headers::CREDENTIALS.iter() {
             assert!(forwardable(own.as_str()).is_err(), "{own}");
         }
     }
