@@ -16,7 +16,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use webpki::EndEntityCert;
 
-use crate::quote::Quote;
+use crate::redact::Redactor;
 
 /// TLS for callers.
 #[derive(Clone, Debug)]
@@ -223,7 +223,7 @@ impl Peer {
             names.extend(uris.iter().chain(&dns).next());
         }
         // For logs: whoever issues certificates chose the names.
-        let shown = Quote::default().text(&names.join(" and "), LONGEST);
+        let shown = Redactor::default().text(&names.join(" and "), LONGEST);
         Peer {
             identity: (!names.is_empty()).then(|| shown.into()),
             authorized,

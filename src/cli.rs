@@ -14,7 +14,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Command, CommandFactory, Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime;
 
 use self::{descriptor::Descriptor, healthcheck::Healthcheck, simulate::Simulate};
@@ -45,35 +45,34 @@ enum Commands {
     Config(Settings),
 }
 
-/// The commands that take the gateway's settings.
-const WITH_SETTINGS: [&str; 3] = ["serve", "demo", "config"];
-
 /// The exit code for bad flags and invalid configuration; clap uses the same.
 const USAGE: u8 = 2;
 
 /// Runs the program with the arguments of this process.
 pub fn run() -> ExitCode {
     let arguments: Vec<_> = env::args_os().collect();
-    let given = match Given::read(&command(), &WITH_SETTINGS, &arguments) {
+    let given = match Given::read(&command(), &arguments) {
         Ok(given) => given,
         Err(problems) => return refuse(&problems),
     };
-    let (cli, bad_values) = given.typed::<Cli>();
+    let cli = Cli::from_arg_matches(&given.matches).unwrap_or_else(|error| error.exit());
     match cli.command {
-        Commands::Serve(settings) => serve::run(settings, &bad_values, false),
-        Commands::Demo(settings) => serve::run(settings, &bad_values, true),
+        Commands::Serve(settings) => serve::run(settings, &given, false),
+        Commands::Demo(settings) => serve::run(settings, &given, true),
         Commands::Simulate(simulate) => simulate.run(),
         Commands::Healthcheck(healthcheck) => healthcheck.run(),
         Commands::Descriptor(descriptor) => descriptor.run(),
-        Commands::Config(settings) => config::run(settings, &bad_values, &given),
+        Commands::Config(settings) => config::run(settings, &given),
     }
 }
 
 /// The command line. Every setting is an environment variable too.
 pub fn command() -> Command {
-    let cli = WITH_SETTINGS.into_iter().fold(Cli::command(), |cli, name| {
-        cli.mut_subcommand(name, with_variables)
-    });
+    let cli = ["serve", "demo", "config"]
+        .into_iter()
+        .fold(Cli::command(), |cli, name| {
+            cli.mut_subcommand(name, with_variables)
+        });
     cli.mut_subcommand("demo", |demo| {
         demo.mut_arg("log_format", |arg| arg.default_value("text"))
     })

@@ -17,10 +17,10 @@ pub use self::{
 };
 use crate::{
     certificates,
-    create::LookUp,
-    credentials,
+    create_batch::LookupPolicy,
+    credentials, headers,
+    http_client::HttpVersion,
     telemetry::{LogFilter, LogFormat},
-    upstream::HttpVersion,
 };
 
 /// What is wrong, a sentence each.
@@ -115,7 +115,7 @@ pub struct Settings {
 
     /// When to look up an external ID before creating a batch.
     #[arg(long, value_name = "WHEN", default_value = "always")]
-    pub look_up: LookUp,
+    pub look_up: LookupPolicy,
 
     /// Adds an external ID to creates that have none, so that a lookup can settle a lost
     /// response. The batch then has a field that the caller did not send.
@@ -174,7 +174,7 @@ pub struct Settings {
     #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
 
-    /// The format of log lines.
+    /// The format of log lines. The default of `demo` is text.
     #[arg(long, value_name = "FORMAT", default_value = "json")]
     pub log_format: LogFormat,
 
@@ -263,18 +263,12 @@ fn list<T>(
             .map(str::trim)
             .filter(|word| !word.is_empty());
         let (good, bad): (Vec<_>, Vec<_>) = words.map(read).partition(Result::is_ok);
-        // Nobody means an empty list by a comma, and an empty list can mean "all".
-        match (
-            good.is_empty() && bad.is_empty() && !text.is_empty(),
-            bad.is_empty(),
-        ) {
-            (true, _) => Err("it contains no names".to_owned()),
-            (_, true) => Ok(good.into_iter().flatten().collect()),
-            _ => Err(bad
-                .into_iter()
-                .filter_map(Result::err)
-                .collect::<Vec<_>>()
-                .join("; ")),
+        let bad: Vec<_> = bad.into_iter().filter_map(Result::err).collect();
+        match bad.is_empty() {
+            // An empty list can mean "all", and a comma does not say that.
+            true if good.is_empty() && !text.is_empty() => Err("it contains no names".to_owned()),
+            true => Ok(good.into_iter().flatten().collect()),
+            false => Err(bad.join("; ")),
         }
     }
 }
@@ -313,12 +307,12 @@ fn base_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// A default for the header with this number in [`credentials::NAMES`].
+/// A default for the header with this number in [`headers::CREDENTIALS`].
 fn credential<const HEADER: usize>(text: &str) -> Result<HeaderValue, String> {
-    let name = &credentials::NAMES[HEADER];
+    let name = &headers::CREDENTIALS[HEADER];
     let bad = |problem: &str| format!("it {problem} (it is sent as {name})");
     let mut value = HeaderValue::from_str(text).map_err(|_| bad("is not a header value"))?;
-    value.set_sensitive(credentials::is_secret(name));
+    value.set_sensitive(headers::is_secret(name));
     credentials::check(name, &value).map_err(bad)?;
     Ok(value)
 }
@@ -415,7 +409,7 @@ fn forwardable(name: &str) -> Result<HeaderName, String> {
 }
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser, Subcommand};
+    use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
     use super::*;
     use crate::proxies::Proxies;
@@ -435,9 +429,9 @@ mod tests {
         let command = Line::command().mut_subcommand("serve", with_variables);
         let line = ["gateway", "serve"].iter().chain(flags);
         let line: Vec<_> = line.map(|word| word.into()).collect();
-        let (line, bad_values) = Given::read(&command, &["serve"], &line)?.typed::<Line>();
-        let Serve::Serve(settings) = line.command;
-        settings.check(&bad_values, Ok(Proxies::default()))
+        let given = Given::read(&command, &line)?;
+        let Serve::Serve(settings) = Line::from_arg_matches(&given.matches).unwrap().command;
+        settings.check(&given.bad_values, Ok(Proxies::default()))
     }
 
     #[test]
@@ -494,9 +488,9 @@ mod tests {
                 "--upstream-url",
                 "--catalog-url",
                 "--upstream-http",
+                "--look-up",
                 "--connect-timeout",
                 "--request-timeout",
-                "--look-up",
                 "--max-in-flight",
                 "--default-api-key",
                 "--fixed-defaults",
@@ -593,7 +587,7 @@ mod tests {
                 "{problems:?}"
             );
         }
-        for own in credentials::NAMES.iter() {
+        for own in headers::CREDENTIALS.iter() {
             assert!(forwardable(own.as_str()).is_err(), "{own}");
         }
     }

@@ -10,25 +10,28 @@ pub mod server;
 pub mod config;
 pub mod service;
 
-pub mod create;
-pub mod flights;
+pub mod create_batch;
+pub mod operations;
+
+pub mod execution;
+pub mod retry;
 
 pub mod upstream;
 
-pub mod recent;
-pub mod telemetry;
-
+pub mod http_client;
 pub mod status;
 
-pub mod certificates;
-pub mod quote;
+pub mod call;
+pub mod telemetry;
 
-pub mod attempts;
+pub mod certificates;
 pub mod credentials;
-pub mod deadline;
-pub mod early_headers;
 pub mod mapping;
 pub mod proxies;
+pub mod redact;
 
-pub mod outcome;
+pub mod failure;
+pub mod headers;
+
+pub mod api;
 pub mod proto;

@@ -9,7 +9,3 @@ pub mod v1 {
 /// What a client needs to read every answer: the `FileDescriptorSet` of the API
 /// and of the details of errors (`google.rpc`), with imports and comments.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
-
-/// The gRPC service config for clients: retries that our statuses make safe, a
-/// deadline for calls without one, and no retry storm in an outage (gRFC A6).
-pub const SERVICE_CONFIG: &str = include_str!("../proto/aep/ingestion/v1/grpc_service_config.json");

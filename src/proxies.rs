@@ -1,5 +1,5 @@
-//! The proxies that the environment names: read once, at start, so that one
-//! that cannot be read is refused. The HTTP client would pass it by silently.
+//! The proxies from the environment. They are read once, at start, and an invalid one is
+//! refused; the HTTP client would ignore it silently.
 
 use std::{env, ffi::OsString, fmt};
 
@@ -7,7 +7,7 @@ use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::Url;
 
-/// Which proxy holds for which URL. None by default.
+/// Which proxy to use for which URL. None by default.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     http: Option<Proxy>,
@@ -16,10 +16,10 @@ pub struct Proxies {
     direct: Vec<String>,
 }
 
-/// A proxy. Shown without its user and password.
+/// A proxy. Displayed without user and password.
 #[derive(Clone)]
 pub struct Proxy {
-    /// Which variable named it.
+    /// The variable that sets it.
     variable: &'static str,
     url: Url,
 }
@@ -44,13 +44,13 @@ impl fmt::Debug for Proxy {
 }
 
 impl Proxies {
-    /// Those that this process's environment names, or what is wrong with it.
+    /// The proxies from this process's environment, or all that is wrong with them.
     pub fn from_environment() -> Result<Self, Vec<String>> {
         Self::read(|name| env::var_os(name))
     }
 
-    /// As curl has it: an empty variable is as none, `ALL_PROXY` stands in for
-    /// the other two, and either case is read (the upper first).
+    /// As in curl: an empty variable counts as unset, `ALL_PROXY` is the default of the other
+    /// two, and both cases are read (upper case first).
     fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, Vec<String>> {
         let mut problems = Vec::new();
         let mut text = |name: &'static str| {
@@ -97,19 +97,19 @@ impl Proxies {
         self.http.is_none() && self.https.is_none()
     }
 
-    /// As the HTTP client takes them.
+    /// For the HTTP client.
     pub fn for_client(self) -> reqwest::Proxy {
         reqwest::Proxy::custom(move |url| self.of(url).map(|proxy| proxy.url.clone()))
     }
 
-    /// Whether TLS is spoken with this URL, or with a proxy on the way to it.
+    /// Whether requests to this URL use TLS, to its host or to a proxy.
     pub fn need_tls(&self, url: &Url) -> bool {
         let proxy = self.of(url).map(|proxy| &proxy.url);
         let mut spoken_with = [Some(url), proxy].into_iter().flatten();
         spoken_with.any(|url| url.scheme() == "https")
     }
 
-    /// The proxy by which this URL is reached. None: directly.
+    /// The proxy for this URL. `None`: direct.
     pub fn of(&self, url: &Url) -> Option<&Proxy> {
         let proxy = match url.scheme() {
             "http" => self.http.as_ref(),
@@ -133,15 +133,15 @@ impl Proxies {
     }
 }
 
-/// An entry of `NO_PROXY` for this URL, as the HTTP client's matcher reads it: that
-/// knows no port, no brackets and no `*.`. Empty, if the port is another.
+/// An entry of `NO_PROXY` for this URL, as the HTTP client's matcher reads it: it supports no
+/// port, no brackets and no `*.`. Empty if the port differs.
 fn without_port<'a>(entry: &'a str, url: &Url) -> &'a str {
     let entry = match entry.strip_prefix('*') {
         Some(domain) if domain.starts_with('.') => domain,
         _ => entry,
     };
     let (host, port) = match entry.rsplit_once(':') {
-        // Without brackets, more than one colon are an IPv6 address.
+        // Without brackets, more than one colon means an IPv6 address.
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
         _ => (entry, None),
     };
@@ -151,25 +151,27 @@ fn without_port<'a>(entry: &'a str, url: &Url) -> &'a str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-/// Tells what is wrong without quoting it: it may hold a password.
+/// Does not quote an invalid URL: it may contain a password.
 fn proxy_url(text: &str) -> Result<Url, String> {
     if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(
-            "holds a blank or a line break (in a password, a blank is written %20)".to_owned(),
+            "contains a space or a line break (write a space in a password as %20)".to_owned(),
         );
     }
     let url = match text.contains("://") {
         true => Url::parse(text),
         false => Url::parse(&format!("http://{text}")),
     };
-    let url = url.map_err(|error| format!("is no URL of a proxy: {error}"))?;
+    let url = url.map_err(|error| format!("is not a proxy URL: {error}"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err("must begin with http:// or https://: no other proxy is known".to_owned());
+        return Err(
+            "must begin with http:// or https://; other proxies are not supported".to_owned(),
+        );
     }
     let after_host = [Some(url.path()), url.query(), url.fragment()];
     if after_host.iter().flatten().any(|part| part.contains('@')) {
         return Err(
-            "has an @ after its host (in a password, /, ? and # are written %2F, %3F and %23)"
+            "has an @ after its host (write /, ? and # in a password as %2F, %3F and %23)"
                 .to_owned(),
         );
     }

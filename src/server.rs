@@ -1,16 +1,16 @@
 //! Assembles the gateway from its configuration, and stops it gracefully.
 
 mod admin;
-mod answer;
 mod arrival;
 mod authority;
+mod body;
 mod descriptors;
-mod grpc;
+mod grpc_web;
 mod health;
 mod listener;
-mod observed;
+mod response;
+mod router;
 mod tls;
-mod web;
 mod workers;
 mod writes;
 
@@ -23,19 +23,22 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::{
     admin::Admin,
     arrival::Bounds,
-    grpc::GrpcServices,
+    grpc_web::Web,
     listener::{Limits, Listener, Server, Stop},
+    router::GrpcServices,
     tls::Tls,
-    web::Web,
 };
 use crate::{
     config::{Config, Listen},
-    create::{Creator, Shared},
-    flights::Flights,
+    create_batch::{BatchCreator, CreateState, CreatedBatch},
+    execution::Executor,
+    http_client,
+    operations::read::Reader,
     proto::v1::batch_service_server::SERVICE_NAME,
-    service::Gateway,
+    retry::Retries,
+    service::{self, Gateway},
     telemetry::{LogLevel, Telemetry},
-    upstream::{self, Upstream},
+    upstream::Upstream,
 };
 
 /// How long the last answers may take to leave.
@@ -64,7 +67,7 @@ impl fmt::Display for StartError {
             StartError::Listen(place, error) => write!(f, "cannot listen on {place}: {error}"),
             StartError::Tls(problems) => write!(f, "{}", problems.join("; ")),
             StartError::Threads(error) => write!(f, "cannot start threads: {error}"),
-            StartError::Trust(error) => write!(f, "{}: {error}", upstream::NOBODY_TRUSTED),
+            StartError::Trust(error) => write!(f, "{}: {error}", http_client::NO_TRUSTED_CA),
             StartError::Client(error) => write!(f, "cannot make an HTTP client: {error:?}"),
             StartError::Reflection(error) => write!(f, "cannot serve reflection: {error}"),
         }
@@ -80,7 +83,7 @@ pub struct Running {
     health: HealthReporter,
     not_ready: CancellationToken,
     stop: Stop,
-    flights: Flights,
+    executor: Executor<CreatedBatch>,
     telemetry: Arc<Telemetry>,
     drain_delay: Duration,
     drain_timeout: Duration,
@@ -105,7 +108,11 @@ pub async fn start(
         .local_addr()
         .map_err(cannot_listen(settings.admin_listen.to_string()))?;
 
-    let flights = Flights::new(settings.max_in_flight, telemetry.clone());
+    let executor = Executor::new(
+        settings.max_in_flight,
+        service::create_completion,
+        telemetry.clone(),
+    );
     let web = settings.grpc_web.then(|| Web {
         origins: settings.grpc_web_origins.clone(),
         metadata: config.credentials.forward.clone(),
@@ -120,33 +127,37 @@ pub async fn start(
         .tls
         .map(|tls| Tls::start(tls, alpn, telemetry.clone()));
     let tls = tls.transpose().map_err(StartError::Tls)?;
-    let shared = Shared::new(
+    let retries = Arc::new(Retries::new(telemetry.clone()));
+    let create_state = Arc::new(CreateState::new(
         settings.look_up,
         settings.request_timeout,
+        retries.clone(),
         telemetry.clone(),
-    );
-    let shared = Arc::new(shared);
+    ));
     let health = HealthReporter::new();
     set_health(&health, ServingStatus::Serving).await;
     let not_ready = CancellationToken::new();
     let stop = Stop::default();
-    let upstream_tls = upstream::tls(&config.upstream).map_err(StartError::Trust)?;
+    let upstream_tls = http_client::tls(&config.upstream).map_err(StartError::Trust)?;
     // A worker has a client of its own: a connection to the API lives on one thread too.
     let bounds = Bounds::new(settings.max_in_flight, max_connections);
     let services = || {
-        let (options, tls) = (config.upstream.clone(), upstream_tls.clone());
-        let upstream = Upstream::new(options, tls, telemetry.clone());
+        let upstream = Upstream::new(&config.upstream, upstream_tls.clone(), telemetry.clone());
         let upstream = upstream.map_err(StartError::Client)?;
         let gateway = Gateway {
             credentials: config.credentials.clone(),
-            creator: Arc::new(Creator::new(upstream, shared.clone())),
+            creator: Arc::new(BatchCreator::new(upstream.clone(), create_state.clone())),
+            reader: Reader {
+                upstream: Arc::new(upstream),
+                retries: retries.clone(),
+            },
             generate_external_ids: settings.generate_external_ids,
-            flights: flights.clone(),
+            executor: executor.clone(),
             telemetry: telemetry.clone(),
         };
         let (health, web) = (health.clone(), web.clone());
         let (draining, ending) = (not_ready.clone(), stop.drain.clone());
-        let options = grpc::Options {
+        let options = router::Options {
             with_reflection: settings.reflection,
             web,
             bounds: bounds.clone(),
@@ -182,7 +193,7 @@ pub async fn start(
         health,
         not_ready,
         stop,
-        flights,
+        executor,
         telemetry,
         drain_delay: settings.drain_delay,
         drain_timeout: settings.drain_timeout,
@@ -217,7 +228,7 @@ impl Running {
     /// Stops: says so, waits until callers have heard, tells connections to go
     /// away, lets calls in flight finish, and ends the rest after a while.
     pub async fn drain(mut self) {
-        tracing::info!(calls_in_flight = self.flights.count(), "draining");
+        tracing::info!(calls_in_flight = self.executor.in_flight(), "draining");
         self.not_ready.cancel();
         self.telemetry.set_ready(false);
         set_health(&self.health, ServingStatus::NotServing).await;
@@ -230,7 +241,7 @@ impl Running {
         self.stop.connections.close();
         let finished = async {
             self.stop.connections.wait().await;
-            self.flights.finished().await;
+            self.executor.finished().await;
         };
         if tokio::time::timeout(self.drain_timeout, finished)
             .await
@@ -238,10 +249,10 @@ impl Running {
         {
             tracing::warn!(
                 connections = self.stop.connections.len(),
-                calls_in_flight = self.flights.count(),
+                calls_in_flight = self.executor.in_flight(),
                 "drain timeout: calls in flight are answered now"
             );
-            self.flights.stop();
+            self.executor.shut_down();
             let told = tokio::time::timeout(LAST_ANSWERS, self.stop.connections.wait());
             let _ = told.await;
             self.stop.kill.cancel();

@@ -1,31 +1,30 @@
-//! One rpc, from top to bottom: metadata and message in, checks, the REST
+//! The rpcs, from top to bottom: metadata and message in, checks, the REST
 //! requests, and a response or a status out.
 
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use prost::Message;
-use tokio::time::Instant;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 use uuid::Uuid;
 
 use crate::{
-    attempts::Attempt,
-    create::{CreateCall, Creator, External},
-    credentials::{self, Credentials, REQUEST_ID},
-    deadline,
-    early_headers::EarlyHeaders,
-    flights::{Flights, SharedBy, Ticket},
+    api::Method,
+    call::{CallContext, external_id::ExternalId, idempotency_key, request_id},
+    create_batch::{BatchCreator, Create, CreatedBatch, IdempotentCreate},
+    credentials::{self, Credentials},
+    execution::{DedupKey, Executor},
+    failure::{Effect, Failure, Kind, Violation},
+    headers::REQUEST_ID,
     mapping,
-    outcome::{Failure, Outcome, Settled, Violation},
+    operations::read::Reader,
     proto::v1::{
-        CreateBatchRequest, CreateBatchResponse, GetBatchRequest, GetBatchResponse,
+        BatchOrigin, CreateBatchRequest, CreateBatchResponse, GetBatchRequest, GetBatchResponse,
         ListBatchesRequest, ListBatchesResponse, batch_service_server::BatchService,
     },
-    quote::Secrets,
-    recent::ExternalId,
-    status::{self, CallNames},
-    telemetry::{CallRecord, Telemetry},
+    redact::Secrets,
+    status,
+    telemetry::{Completion, Telemetry},
 };
 
 /// `aep.ingestion.v1.BatchService`.
@@ -33,12 +32,14 @@ use crate::{
 pub struct Gateway {
     /// Which headers calls carry.
     pub credentials: Credentials,
-    /// Settles creates.
-    pub creator: Arc<Creator>,
+    /// Creates batches.
+    pub creator: Arc<BatchCreator>,
+    /// Reads batches.
+    pub reader: Reader,
     /// Whether a call without an external id gets one.
     pub generate_external_ids: bool,
-    /// The calls under way.
-    pub flights: Flights,
+    /// The calls in flight.
+    pub executor: Executor<CreatedBatch>,
     /// What is counted.
     pub telemetry: Arc<Telemetry>,
 }
@@ -49,147 +50,129 @@ impl BatchService for Gateway {
         &self,
         request: Request<CreateBatchRequest>,
     ) -> Result<Response<CreateBatchResponse>, Status> {
-        let (arrived, checked) = self.arrive(request)?;
-        let result = match &checked {
-            Ok((ticket, call)) => {
-                let settle = |sending| {
-                    let (creator, call) = (self.creator.clone(), call.clone());
-                    async move { creator.settle(&call, sending).await }
+        let (call, metadata, message) = split(request)?;
+        let mut external_id = message.external_id.clone();
+        let prepared = self.prepare_create(&call, metadata, message, &mut external_id);
+        let result = match &prepared {
+            Ok((create, dedup)) => {
+                let operation = |send_state| {
+                    let (creator, create) = (self.creator.clone(), create.clone());
+                    async move { creator.create_or_find(&create, send_state).await }
                 };
-                self.flights.ride(ticket, settle).await
+                self.executor.run(&call, dedup.as_ref(), operation).await
             }
             Err(failure) => Err(failure.clone()),
         };
-
-        let record = &arrived.record;
-        record.create_ended(&result);
+        call.record.complete(create_completion(&call, &result));
         match result {
-            Ok(settled) => Ok(answer(settled, record.request_id().clone())),
-            Err(failure) => {
-                let call = CallNames {
-                    request_id: record.request_id(),
-                    external_id: arrived.external_id.as_deref(),
-                    time_left: arrived
-                        .deadline
-                        .map(|deadline| deadline.saturating_duration_since(Instant::now())),
-                };
-                Err(status::from_failure(&failure, call))
-            }
+            Ok(created) => Ok(respond(&call, created.into())),
+            Err(failure) => Err(status::of_call(&failure, &call, external_id.as_deref())),
         }
     }
 
     async fn get_batch(
         &self,
-        _: Request<GetBatchRequest>,
+        request: Request<GetBatchRequest>,
     ) -> Result<Response<GetBatchResponse>, Status> {
-        Err(status::unknown_service())
+        self.read(request, Reader::get_batch).await
     }
 
     async fn list_batches(
         &self,
-        _: Request<ListBatchesRequest>,
+        request: Request<ListBatchesRequest>,
     ) -> Result<Response<ListBatchesResponse>, Status> {
-        Err(status::unknown_service())
+        self.read(request, Reader::list_batches).await
     }
-}
-
-/// A call that can be made, or why not.
-type Checked = Result<(Ticket, Arc<CreateCall>), Failure>;
-
-/// What is known of a call, whether it can be made or not.
-struct Arrived {
-    record: Arc<CallRecord>,
-    early_headers: EarlyHeaders,
-    external_id: Option<String>,
-    deadline: Option<Instant>,
 }
 
 impl Gateway {
-    /// Takes a request to pieces. They end here, before the call begins: the
-    /// metadata alone would be a sixth of what a call in flight takes.
-    fn arrive(&self, request: Request<CreateBatchRequest>) -> Result<(Arrived, Checked), Status> {
-        let (metadata, extensions, message) = request.into_parts();
-        let metadata = metadata.as_ref();
-        // Without them a call could not be made safely: a bug in the server.
-        let (Some(record), Some(early_headers)) = (extensions.get(), extensions.get()) else {
-            let names = CallNames {
-                request_id: &credentials::request_id(metadata),
-                external_id: None,
-                time_left: None,
-            };
-            return Err(status::from_failure(&Failure::Panicked, names));
+    /// A call that changes nothing.
+    async fn read<Q, R, F: Future<Output = Result<R, Failure>>>(
+        &self,
+        request: Request<Q>,
+        operation: impl FnOnce(Reader, CallContext, HeaderMap, Q) -> F,
+    ) -> Result<Response<R>, Status> {
+        let (call, metadata, message) = split(request)?;
+        let headers = self.upstream_headers(&call, metadata);
+        let result = match headers {
+            Ok(headers) => {
+                let reading = operation(self.reader.clone(), call.clone(), headers, message);
+                self.executor.run_safe(&call, reading).await
+            }
+            Err(failure) => Err(failure),
         };
-        let mut arrived = Arrived {
-            record: Arc::clone(record),
-            early_headers: EarlyHeaders::clone(early_headers),
-            external_id: message.external_id.clone(),
-            deadline: None,
-        };
-        let checked = self.check(&mut arrived, metadata, message);
-        Ok((arrived, checked))
+        call.record.complete(match &result {
+            Ok(_) => Completion::default(),
+            Err(failure) => completion_of(failure, call.method()),
+        });
+        match result {
+            Ok(message) => Ok(respond(&call, message)),
+            Err(failure) => Err(status::of_call(&failure, &call, None)),
+        }
     }
 
-    /// Turns what has arrived into a call that can be made.
-    fn check(
+    /// The headers that a call carries upstream.
+    fn upstream_headers(
         &self,
-        arrived: &mut Arrived,
-        metadata: &HeaderMap,
+        call: &CallContext,
+        metadata: MetadataMap,
+    ) -> Result<HeaderMap, Failure> {
+        let mut headers = self.credentials.headers(metadata.as_ref())?;
+        call.record.set_secrets(Secrets::of(&headers));
+        headers.insert(REQUEST_ID, call.request_id().clone());
+        Ok(headers)
+    }
+
+    /// Turns a call into a create that can be worked on. `external_id` becomes
+    /// what the create is known by.
+    fn prepare_create(
+        &self,
+        call: &CallContext,
+        metadata: MetadataMap,
         mut message: CreateBatchRequest,
-    ) -> Checked {
-        let record = &arrived.record;
-        let deadline = deadline::of_call(metadata, record.started())?;
-        arrived.deadline = deadline;
-        let mut headers = self.credentials.headers(metadata)?;
-        record.keeps_secret(Secrets::of(&headers));
-        let key = self.key(metadata, &message, record.request_id())?;
+        external_id: &mut Option<String>,
+    ) -> Result<(Arc<Create>, Option<DedupKey>), Failure> {
+        let key = self.key(call, metadata.as_ref(), &message);
+        let headers = self.upstream_headers(call, metadata)?;
+        let key = key?;
         if let Some(Key { id, .. }) = &key {
             message.external_id = Some(id.clone());
-            arrived.external_id = Some(id.clone());
+            external_id.clone_from(&message.external_id);
         }
-        let body = mapping::create_batch_json(&message).map_err(Failure::Invalid)?;
-        let external = key.map(|key| External {
-            id: external_id(&key.id, &headers),
+        let body = mapping::create_batch_json(&message).map_err(Failure::invalid)?;
+        let idempotent = key.map(|key| IdempotentCreate {
+            id: ExternalId::new(&key.id, &headers),
             is_new: key.is_new,
             message,
-            caller: credentials::fingerprint(&headers),
+            principal: credentials::principal(&headers),
         });
-        headers.insert(REQUEST_ID, record.request_id().clone());
-
-        let ticket = Ticket {
-            record: record.clone(),
-            shared: external.as_ref().map(|external| SharedBy {
-                external_id: external.id.clone(),
-                purpose: credentials::purpose(external.caller, &body),
-            }),
-            deadline,
-            early_headers: arrived.early_headers.clone(),
-        };
-        let call = Arc::new(CreateCall {
+        let dedup = idempotent.as_ref().map(|idempotent| DedupKey {
+            external_id: idempotent.id.clone(),
+            request_hash: idempotent.request_hash(&body),
+        });
+        let create = Create {
+            call: call.clone(),
             headers,
             body: body.into(),
-            external,
-            attempt: Attempt::of_call(metadata),
-            deadline,
-            early_headers: arrived.early_headers.clone(),
-            record: record.clone(),
-        });
-        Ok((ticket, call))
+            idempotent,
+        };
+        Ok((Arc::new(create), dedup))
     }
 
     /// What the call is known by: the external id of its message, else its
     /// metadata's key, else one of the gateway's own if that is configured.
     fn key(
         &self,
+        call: &CallContext,
         metadata: &HeaderMap,
         message: &CreateBatchRequest,
-        request_id: &HeaderValue,
     ) -> Result<Option<Key>, Failure> {
         let (id, field) = match &message.external_id {
             Some(id) if !id.is_empty() => (id.clone(), "external_id"),
-            _ => match credentials::idempotency_key(metadata)? {
-                Some(key) => (key, credentials::IDEMPOTENCY_KEY),
+            _ => match idempotency_key::of_call(metadata)? {
+                Some(key) => (key, idempotency_key::NAME),
                 None if self.generate_external_ids => {
-                    return Ok(Some(Key::generated(metadata, message, request_id)));
+                    return Ok(Some(Key::generated(metadata, message, call.request_id())));
                 }
                 None => return Ok(None),
             },
@@ -200,14 +183,28 @@ impl Gateway {
                     "has {character:?}, which Catalog's filters do not take literally: a batch \
                      with this id could not be looked up"
                 );
-                Err(Failure::Invalid(vec![Violation::new(field, &description)]))
+                Err(Failure::invalid(vec![Violation::new(field, &description)]))
             }
             _ => Ok(Some(Key { id, is_new: false })),
         }
     }
 }
 
-/// What a call is known by.
+/// Splits the request, so that its metadata is dropped before the call is
+/// awaited; kept, it would be a sixth of a call's memory.
+fn split<T>(request: Request<T>) -> Result<(CallContext, MetadataMap, T), Status> {
+    let (metadata, mut extensions, message) = request.into_parts();
+    match extensions.remove() {
+        Some(call) => Ok((call, metadata, message)),
+        None => {
+            debug_assert!(false, "the server puts a CallContext into every request");
+            let failure = Failure::refused(Kind::Internal);
+            Err(status::of_failure(&failure, status::About::default()))
+        }
+    }
+}
+
+/// What a create is known by.
 struct Key {
     id: String,
     /// Nobody can have used it before.
@@ -234,7 +231,7 @@ impl Key {
                 name.extend(message.encode_to_vec());
                 Uuid::new_v5(&NAMESPACE, &name)
             }
-            false => credentials::new_id(),
+            false => request_id::new_id(),
         };
         Key {
             id: id.to_string(),
@@ -243,30 +240,51 @@ impl Key {
     }
 }
 
-/// An external id counts within its organization and sandbox.
-fn external_id(id: &str, headers: &HeaderMap) -> ExternalId {
-    let header = |name| {
-        headers
-            .get(name)
-            .map_or(Vec::new(), |v: &HeaderValue| v.as_bytes().to_vec())
-    };
-    let [_, _, organization, sandbox] = &credentials::NAMES;
-    ExternalId {
-        organization: header(organization),
-        sandbox: header(sandbox),
-        id: id.to_owned(),
+/// How a create is told in logs, metrics and spans. The API may call anything
+/// the id of a batch, a token too; in failures it is fit to be shown already.
+pub fn create_completion(call: &CallContext, result: &Result<CreatedBatch, Failure>) -> Completion {
+    match result {
+        Ok(CreatedBatch { batch, origin }) => Completion {
+            outcome: Some(Effect::Applied),
+            // Where failures have their reason, batches have how they came to be known.
+            reason: Some(match origin {
+                BatchOrigin::Unspecified | BatchOrigin::Created => "CREATED",
+                BatchOrigin::Found => "FOUND",
+                BatchOrigin::Recovered => "RECOVERED",
+            }),
+            http_status: None,
+            batch_id: Some(call.record.redactor().id(&batch.id)),
+        },
+        Err(failure) => completion_of(failure, call.method()),
     }
 }
 
-fn answer(settled: Settled, request_id: HeaderValue) -> Response<CreateBatchResponse> {
+/// How a failed call is told in logs, metrics and spans.
+pub fn completion_of(failure: &Failure, method: &Method) -> Completion {
+    Completion {
+        outcome: status::outcome(failure, method),
+        reason: Some(failure.reason().as_str()),
+        http_status: failure.http_status().map(|status| status.as_u16()),
+        batch_id: failure.batch_id().map(str::to_owned),
+    }
+}
+
+impl From<CreatedBatch> for CreateBatchResponse {
+    fn from(created: CreatedBatch) -> Self {
+        CreateBatchResponse {
+            batch: Some(Arc::unwrap_or_clone(created.batch).into()),
+            origin: created.origin.into(),
+        }
+    }
+}
+
+/// The response to a successful call. Where it changed something, it says so.
+fn respond<T>(call: &CallContext, message: T) -> Response<T> {
     let mut metadata = HeaderMap::with_capacity(2);
-    let outcome = HeaderValue::from_static(Outcome::Applied.as_str());
-    metadata.insert(status::OUTCOME, outcome);
-    metadata.insert(REQUEST_ID, request_id);
-    let message = CreateBatchResponse {
-        batch: Some(Arc::unwrap_or_clone(settled.batch).into()),
-        origin: settled.origin.into(),
-    };
+    if let Some(outcome) = call.record.completion().and_then(|c| c.outcome) {
+        metadata.insert(status::OUTCOME, HeaderValue::from_static(outcome.as_str()));
+    }
+    metadata.insert(REQUEST_ID, call.request_id().clone());
     Response::from_parts(
         MetadataMap::from_headers(metadata),
         message,

@@ -1,26 +1,29 @@
-//! A failure → the gRPC status that tells the truth about it.
+//! A failure → the gRPC status that tells the truth about it. It decides
+//! nothing: what happened, what it changed and whether it may be repeated is
+//! known from [`crate::failure`] and [`crate::api`].
 //!
-//! A create is not idempotent, so the code says what may have happened
-//! upstream, not what the HTTP number alone would suggest. Two rules carry the
-//! table:
+//! Two rules carry the table:
 //!
-//! 1. UNAVAILABLE, which meshes and clients retry, only when certainly nothing
-//!    was created; UNKNOWN, which no mesh can be told to retry, whenever
-//!    something may have been.
+//! 1. UNAVAILABLE, which meshes and clients retry, only where repeating the call
+//!    does no harm; UNKNOWN, which no mesh can be told to retry, where a call
+//!    that is not idempotent may have changed something.
 //! 2. A failure that must not be repeated is sent so that it cannot be: see
-//!    `server::answer`.
+//!    `server::response`.
 //!
 //! This is the only file that makes a `tonic::Status`.
 
 use std::{collections::HashMap, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use tokio::time::Instant;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    credentials::REQUEST_ID,
-    outcome::{Failure, LookUpFailure, NeverSent, Outcome, Refusal, Violation},
+    api::{Method, Safety},
+    call::CallContext,
+    failure::{ApiError, Effect, Failure, Kind, NotSent, Reason, Retry, Violation},
+    headers::REQUEST_ID,
 };
 
 /// `ErrorInfo.domain` of every failure.
@@ -44,429 +47,313 @@ const ENVOY_RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimi
 const API_HELP: &str =
     "https://experienceleague.adobe.com/docs/experience-platform/landing/troubleshooting.html";
 
-/// One row of the table of statuses: a reason, and what it means.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Row {
-    /// `ErrorInfo.reason`.
-    pub reason: &'static str,
-    /// The gRPC code.
-    pub code: Code,
-    /// Whether the batch exists.
-    pub outcome: Outcome,
-}
-
-macro_rules! table {
-    ($($reason:ident: $code:ident, $outcome:ident;)*) => {
-        $(pub(crate) const $reason: Row = Row {
-            reason: stringify!($reason),
-            code: Code::$code,
-            outcome: Outcome::$outcome,
-        };)*
-        /// Every row, for the documentation.
-        pub const TABLE: &[&Row] = &[$(&$reason),*];
-    };
-}
-
-table! {
-    INVALID_REQUEST: InvalidArgument, NotApplied;
-    CLIENT_NOT_ALLOWED: PermissionDenied, NotApplied;
-    CREDENTIALS_MISSING: Unauthenticated, NotApplied;
-    UNSUPPORTED: Unimplemented, NotApplied;
-    INVALID_FRAMING: Internal, NotApplied;
-    NOT_ONE_MESSAGE: Unimplemented, NotApplied;
-    MESSAGE_TOO_LARGE: ResourceExhausted, NotApplied;
-    MESSAGE_TIMEOUT: DeadlineExceeded, NotApplied;
-    GATEWAY_OVERLOADED: Unavailable, NotApplied;
-    GATEWAY_STOPPING: Unavailable, NotApplied;
-    EXTERNAL_ID_TAKEN: AlreadyExists, NotApplied;
-    LOOKUP_FAILED: Unavailable, NotApplied;
-    LOOKUP_FORBIDDEN: PermissionDenied, NotApplied;
-    DEADLINE_BEFORE_SENDING: DeadlineExceeded, NotApplied;
-    UPSTREAM_DNS_FAILED: Unavailable, NotApplied;
-    UPSTREAM_CONNECT_FAILED: Unavailable, NotApplied;
-    UPSTREAM_CONNECT_TIMEOUT: Unavailable, NotApplied;
-    UPSTREAM_TLS_FAILED: Unavailable, NotApplied;
-    UPSTREAM_UNPROCESSED: Unavailable, NotApplied;
-    API_INVALID_REQUEST: InvalidArgument, NotApplied;
-    API_UNAUTHENTICATED: Unauthenticated, NotApplied;
-    API_PERMISSION_DENIED: PermissionDenied, NotApplied;
-    API_NOT_FOUND: NotFound, NotApplied;
-    API_CONFLICT: AlreadyExists, NotApplied;
-    API_PRECONDITION_FAILED: FailedPrecondition, NotApplied;
-    API_NOT_IMPLEMENTED: Unimplemented, NotApplied;
-    API_RATE_LIMITED: ResourceExhausted, NotApplied;
-    API_REFUSED: FailedPrecondition, NotApplied;
-    API_UNAVAILABLE: Unavailable, NotApplied;
-    API_REDIRECTED: FailedPrecondition, NotApplied;
-    UPSTREAM_FAILED: Unknown, Unknown;
-    UPSTREAM_UNPROVEN: Unknown, Unknown;
-    ANSWER_UNPROVEN: Unknown, Unknown;
-    CONNECTION_LOST: Unknown, Unknown;
-    UPSTREAM_TIMEOUT: Unknown, Unknown;
-    DEADLINE_AFTER_SENDING: DeadlineExceeded, Unknown;
-    DEADLINE_UNSETTLED: DeadlineExceeded, Unknown;
-    LOOKUP_UNSETTLED: Unknown, Unknown;
-    GATEWAY_STOPPED: Unknown, Unknown;
-    GATEWAY_FAILED: Unknown, Unknown;
-    ANSWER_UNUSABLE: Unknown, Applied;
-}
-
-/// The row for a failure.
-pub fn row(failure: &Failure) -> &'static Row {
-    match failure {
-        Failure::Invalid(_) => &INVALID_REQUEST,
-        Failure::NoCredentials(_) => &CREDENTIALS_MISSING,
-        Failure::NeverSent(NeverSent::Dns(_)) => &UPSTREAM_DNS_FAILED,
-        Failure::NeverSent(NeverSent::Connect(_)) => &UPSTREAM_CONNECT_FAILED,
-        Failure::NeverSent(NeverSent::ConnectTimeout) => &UPSTREAM_CONNECT_TIMEOUT,
-        Failure::NeverSent(NeverSent::Tls(_)) => &UPSTREAM_TLS_FAILED,
-        Failure::NeverSent(NeverSent::Unprocessed(_)) => &UPSTREAM_UNPROCESSED,
-        Failure::NeverSent(NeverSent::Overloaded | NeverSent::TooManyFiles) => &GATEWAY_OVERLOADED,
-        Failure::NeverSent(NeverSent::Stopping) => &GATEWAY_STOPPING,
-        Failure::Stopped => &GATEWAY_STOPPED,
-        Failure::DeadlineBeforeSending => &DEADLINE_BEFORE_SENDING,
-        Failure::DeadlineAfterSending => &DEADLINE_AFTER_SENDING,
-        Failure::TimedOut(_) => &UPSTREAM_TIMEOUT,
-        Failure::ConnectionLost(_) => &CONNECTION_LOST,
-        Failure::DeadlineUnsettled => &DEADLINE_UNSETTLED,
-        Failure::LookUp(look_up) => look_up_failed(look_up),
-        Failure::ExternalIdTaken { .. } => &EXTERNAL_ID_TAKEN,
-        Failure::Panicked => &GATEWAY_FAILED,
-        Failure::Refused(refusal) => refused(refusal),
-        Failure::Unusable(answer) if answer.outcome == Outcome::Unknown => &ANSWER_UNPROVEN,
-        Failure::Unusable(_) => &ANSWER_UNUSABLE,
-    }
-}
-
-/// A failed look-up creates nothing, but an earlier try may have.
-fn look_up_failed(look_up: &LookUpFailure) -> &'static Row {
-    if look_up.is_retry {
-        return &LOOKUP_UNSETTLED;
-    }
-    match &look_up.cause {
-        Failure::Refused(refusal) => match refused(refusal) {
-            row @ &(API_UNAUTHENTICATED | API_RATE_LIMITED) => row,
-            &API_PERMISSION_DENIED => &LOOKUP_FORBIDDEN,
-            _ => &LOOKUP_FAILED,
+/// The code for a reason. A failure with an unknown outcome is UNKNOWN where a
+/// repetition may do harm, and otherwise UNAVAILABLE, or INTERNAL where a
+/// repetition would not help.
+pub fn code(reason: Reason, safety: Safety) -> Code {
+    match reason {
+        Reason::InvalidRequest | Reason::ApiInvalidRequest => Code::InvalidArgument,
+        Reason::CredentialsMissing | Reason::ApiUnauthenticated => Code::Unauthenticated,
+        Reason::ClientNotAllowed | Reason::LookupForbidden | Reason::ApiPermissionDenied => {
+            Code::PermissionDenied
+        }
+        Reason::BatchNotFound | Reason::ApiNotFound => Code::NotFound,
+        Reason::ExternalIdTaken | Reason::ApiConflict => Code::AlreadyExists,
+        Reason::ApiPreconditionFailed | Reason::ApiRefused | Reason::ApiRedirected => {
+            Code::FailedPrecondition
+        }
+        Reason::Unsupported | Reason::NotOneMessage | Reason::ApiNotImplemented => {
+            Code::Unimplemented
+        }
+        Reason::InvalidFraming => Code::Internal,
+        Reason::MessageTooLarge | Reason::ApiRateLimited => Code::ResourceExhausted,
+        Reason::MessageTimeout
+        | Reason::DeadlineBeforeSending
+        | Reason::DeadlineAfterSending
+        | Reason::DeadlineUnsettled => Code::DeadlineExceeded,
+        Reason::GatewayOverloaded
+        | Reason::GatewayStopping
+        | Reason::LookupFailed
+        | Reason::UpstreamDnsFailed
+        | Reason::UpstreamConnectFailed
+        | Reason::UpstreamConnectTimeout
+        | Reason::UpstreamTlsFailed
+        | Reason::UpstreamUnprocessed
+        | Reason::ApiUnavailable => Code::Unavailable,
+        Reason::UpstreamFailed
+        | Reason::UpstreamUnproven
+        | Reason::AnswerUnproven
+        | Reason::ConnectionLost
+        | Reason::UpstreamTimeout
+        | Reason::LookupUnsettled
+        | Reason::GatewayStopped => match safety {
+            Safety::NotIdempotent => Code::Unknown,
+            Safety::Safe | Safety::Idempotent => Code::Unavailable,
         },
-        _ => &LOOKUP_FAILED,
+        Reason::GatewayFailed | Reason::AnswerUnusable => match safety {
+            Safety::NotIdempotent => Code::Unknown,
+            Safety::Safe | Safety::Idempotent => Code::Internal,
+        },
     }
 }
 
-/// What a proven refusal is called. Who says it is not known: the API, or
-/// something in front of it that did not let the request through.
-fn refused(refusal: &Refusal) -> &'static Row {
-    let status = refusal.status.as_u16();
-    if refusal.outcome != Outcome::NotApplied {
-        return match status {
-            408 | 499 | 500..=599 => &UPSTREAM_FAILED,
-            _ => &UPSTREAM_UNPROVEN,
-        };
-    }
-    match refusal.error.code.as_deref() {
-        Some(code) if means_no_credentials(code) => return &API_UNAUTHENTICATED,
-        Some(code) if means_unavailable(code) => return &API_UNAVAILABLE,
-        _ => {}
-    }
-    match status {
-        307 | 308 => &API_REDIRECTED,
-        400 | 411 | 413 | 414 | 415 | 422 | 431 => &API_INVALID_REQUEST,
-        401 => &API_UNAUTHENTICATED,
-        403 => &API_PERMISSION_DENIED,
-        404 => &API_NOT_FOUND,
-        405 | 501 => &API_NOT_IMPLEMENTED,
-        409 => &API_CONFLICT,
-        412 => &API_PRECONDITION_FAILED,
-        429 => &API_RATE_LIMITED,
-        _ => &API_REFUSED,
-    }
-}
-
-/// The codes of Adobe's API gateway that say "no or bad token or key"
-/// (adobe-apiplatform/api-gateway-request-validation). 403025 says that the
-/// token is good but has no right, and is not one of them.
-fn means_no_credentials(code: &str) -> bool {
-    matches!(
-        code,
-        "403000" | "403003" | "403010" | "403020" | "401013" | "401014" | "401015"
-    )
-}
-
-/// The codes of Adobe's API gateway that say that it could not validate the
-/// key, the token, its profile or a signature just now. (The third comes with
-/// HTTP 403.)
-fn means_unavailable(code: &str) -> bool {
-    matches!(code, "503000" | "503010" | "503020" | "503030")
-}
-
-/// What of a call its status needs.
-#[derive(Clone, Copy, Debug)]
-pub struct CallNames<'a> {
-    /// `x-request-id`, ours or the caller's.
-    pub request_id: &'a http::HeaderValue,
-    /// `external_id` of the request.
-    pub external_id: Option<&'a str>,
-    /// How long the caller still waits, if it set a deadline.
-    pub time_left: Option<Duration>,
+/// The outcome that a failed call tells: none where it could not change
+/// anything.
+pub fn outcome(failure: &Failure, method: &Method) -> Option<Effect> {
+    (method.safety != Safety::Safe).then_some(failure.effect)
 }
 
 /// The status for a failed call, with its details. All of its metadata
 /// together is below 8 KiB: some clients turn more into an error of their own.
-pub fn from_failure(failure: &Failure, call: CallNames<'_>) -> Status {
-    let row = row(failure);
-    let mut info = HashMap::from([("outcome".to_owned(), row.outcome.to_string())]);
+pub fn of_call(failure: &Failure, call: &CallContext, external_id: Option<&str>) -> Status {
+    let about = About {
+        method: Some(call.method()),
+        request_id: Some(call.request_id()),
+        external_id,
+        deadline: call.deadline,
+    };
+    of_failure(failure, about)
+}
+
+/// What of a call its status tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct About<'a> {
+    /// The method of `BatchService`. Calls of other services have no outcome.
+    pub method: Option<&'a Method>,
+    /// `x-request-id`, ours or the caller's.
+    pub request_id: Option<&'a HeaderValue>,
+    /// `external_id` of the request.
+    pub external_id: Option<&'a str>,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+}
+
+/// The status for a failed call of any service.
+pub fn of_failure(failure: &Failure, about: About<'_>) -> Status {
+    let reason = failure.reason();
+    let safety = about.method.map_or(Safety::Safe, |method| method.safety);
+    let code = code(reason, safety);
+    let outcome = about.method.and_then(|method| outcome(failure, method));
+    let mut info = HashMap::new();
     let mut tell = |key: &str, value: Option<&str>, longest: usize| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
-            info.insert(key.to_owned(), cut(value, longest).to_owned());
+            info.insert(key.to_owned(), truncate(value, longest).to_owned());
         }
     };
     let mut details = ErrorDetails::new();
     let mut metadata = HeaderMap::new();
 
-    tell("externalId", call.external_id, 256);
-    let request = match failure {
-        Failure::LookUp(look_up) => &look_up.cause,
-        _ => failure,
+    tell("outcome", outcome.map(Effect::as_str), 32);
+    tell("externalId", about.external_id, 256);
+    let request = match &failure.kind {
+        Kind::Lookup(cause) => &cause.kind,
+        kind => kind,
     };
     match request {
-        Failure::ExternalIdTaken { batch_id } => tell("batchId", Some(batch_id), 128),
-        Failure::Invalid(violations) | Failure::NoCredentials(violations) => {
+        Kind::ExternalIdTaken { batch_id } => tell("batchId", Some(batch_id), 128),
+        Kind::InvalidRequest(violations) | Kind::CredentialsMissing(violations) => {
             for Violation { field, description } in violations {
                 details.add_bad_request_violation(field, format!("{field} {description}"));
             }
         }
-        Failure::Refused(refusal) => {
-            let error = &refusal.error;
-            tell("httpStatus", Some(refusal.status.as_str()), 3);
-            tell("upstreamErrorCode", error.code.as_deref(), 64);
-            tell("upstreamTitle", error.title.as_deref(), 128);
-            tell("upstreamDetail", error.detail.as_deref(), 600);
-            tell("upstreamReport", error.report.as_deref(), 600);
-            tell("upstreamRequestId", refusal.request_id.as_deref(), 128);
-            tell("redirectHost", refusal.redirect_host.as_deref(), 253);
-            if refusal.status == StatusCode::TOO_MANY_REQUESTS {
+        Kind::Api(error) => {
+            let body = &error.body;
+            tell("httpStatus", Some(error.status.as_str()), 3);
+            tell("upstreamErrorCode", body.code.as_deref(), 64);
+            tell("upstreamTitle", body.title.as_deref(), 128);
+            tell("upstreamDetail", body.detail.as_deref(), 600);
+            tell("upstreamReport", body.report.as_deref(), 600);
+            tell("upstreamRequestId", error.request_id.as_deref(), 128);
+            tell("redirectHost", error.redirect_host.as_deref(), 253);
+            if error.status == StatusCode::TOO_MANY_REQUESTS {
                 metadata.insert(ENVOY_RATE_LIMITED, HeaderValue::from_static("true"));
                 details.add_quota_failure_violation(
                     "x-gw-ims-org-id",
                     "The API accepts 138 batches per minute and user.",
                 );
             }
-            if row.outcome == Outcome::NotApplied {
+            if reason.effect() == Effect::NotApplied {
                 details.add_help_link("Experience Platform API status codes", API_HELP);
             }
         }
-        Failure::Unusable(answer) => {
-            tell("httpStatus", Some(answer.status.as_str()), 3);
-            tell("batchId", answer.batch_id.as_deref(), 128);
-            tell("location", answer.location.as_deref(), 512);
-            tell("upstreamDetail", Some(&answer.beginning), 600);
-            tell("upstreamRequestId", answer.request_id.as_deref(), 128);
+        Kind::InvalidResponse(response) => {
+            tell("httpStatus", Some(response.status.as_str()), 3);
+            tell("batchId", response.batch_id.as_deref(), 128);
+            tell("location", response.location.as_deref(), 512);
+            tell("upstreamDetail", Some(&response.beginning), 600);
+            tell("upstreamRequestId", response.request_id.as_deref(), 128);
         }
         _ => {}
     }
-    if let Some(delay) = retry_delay(row, failure) {
+    if let Some(delay) = retry_delay(code, failure.retry) {
         details.set_retry_info(Some(delay));
         // A pushback orders a retry whatever the client's service config says (grpc-java), so it
         // goes only with the code that is meant to be retried.
-        if row.code == Code::Unavailable && retry_after(failure).is_some() {
-            metadata.insert(RETRY_PUSHBACK, pushback(delay, call.time_left));
+        if code == Code::Unavailable && matches!(failure.retry, Retry::After(_)) {
+            metadata.insert(RETRY_PUSHBACK, pushback(delay, about.deadline));
         }
     }
-    details.set_error_info(row.reason, DOMAIN, info);
-    details.set_request_info(call.request_id.to_str().unwrap_or_default(), "");
-    metadata.insert(REQUEST_ID, call.request_id.clone());
-    build(row, &sentence(failure), details, metadata)
-}
-
-/// The row for a call that the gRPC layer ended before it reached the service,
-/// by tonic's code.
-pub fn protocol_row(code: Code) -> &'static Row {
-    match code {
-        Code::Unimplemented => &UNSUPPORTED,
-        // Other gRPC libraries say RESOURCE_EXHAUSTED of a message that is too large.
-        Code::OutOfRange | Code::ResourceExhausted => &MESSAGE_TOO_LARGE,
-        _ => &INVALID_REQUEST,
-    }
-}
-
-/// The status for such a call, with tonic's message.
-pub fn from_protocol_error(row: &Row, message: &str, request_id: Option<&HeaderValue>) -> Status {
-    let message = match message {
-        "" => "The method is not known",
-        message => message.trim_end_matches('.'),
-    };
-    refused_before_service(row, message, request_id)
-}
-
-/// The status for every call of a client whose certificate is not on the list.
-pub fn client_not_allowed(identity: Option<&str>, request_id: Option<&HeaderValue>) -> Status {
-    let message = match identity {
-        Some(name) => format!(
-            "The client certificate names {}: it must name one of --tls-allowed-clients, and one alone",
-            cut(name, 256)
-        ),
-        None => "The client certificate names no URI and no host".to_owned(),
-    };
-    refused_before_service(&CLIENT_NOT_ALLOWED, &message, request_id)
-}
-
-fn refused_before_service(row: &Row, message: &str, request_id: Option<&HeaderValue>) -> Status {
-    let info = HashMap::from([("outcome".to_owned(), row.outcome.to_string())]);
-    let mut details = ErrorDetails::new();
-    details.set_error_info(row.reason, DOMAIN, info);
-    let mut metadata = HeaderMap::new();
-    if let Some(id) = request_id {
+    details.set_error_info(reason.as_str(), DOMAIN, info);
+    if let Some(id) = about.request_id {
         details.set_request_info(id.to_str().unwrap_or_default(), "");
         metadata.insert(REQUEST_ID, id.clone());
     }
-    let sentence = format!("{message}. No batch was created.");
-    build(row, &sentence, details, metadata)
+    if let Some(outcome) = outcome {
+        metadata.insert(OUTCOME, HeaderValue::from_static(outcome.as_str()));
+    }
+    if code == Code::Unavailable {
+        metadata.insert(RETRY, HeaderValue::from_static("safe"));
+    }
+    build(code, &message(failure, outcome), details, metadata)
 }
 
-/// The status for a call of a service that this server does not have.
-pub fn unknown_service() -> Status {
-    from_protocol_error(&UNSUPPORTED, "The service is not known", None)
+/// Why the server refuses a call before its service sees it, by tonic's status.
+pub fn refused_by_tonic(status: &Status) -> Failure {
+    let reason = match status.code() {
+        Code::Unimplemented => Reason::Unsupported,
+        // Other gRPC libraries say RESOURCE_EXHAUSTED of a message that is too large.
+        Code::OutOfRange | Code::ResourceExhausted => Reason::MessageTooLarge,
+        _ => Reason::InvalidRequest,
+    };
+    let message = match status.message() {
+        "" => "The method is not known",
+        message => message,
+    };
+    Failure::refused(Kind::RefusedByServer(reason, message.to_owned()))
 }
 
 #[expect(
     clippy::disallowed_methods,
     reason = "the one place that makes a Status"
 )]
-fn build(row: &Row, sentence: &str, details: ErrorDetails, mut metadata: HeaderMap) -> Status {
-    metadata.insert(OUTCOME, HeaderValue::from_static(row.outcome.as_str()));
-    if row.code == Code::Unavailable {
-        metadata.insert(RETRY, HeaderValue::from_static("safe"));
-    }
+fn build(code: Code, message: &str, details: ErrorDetails, metadata: HeaderMap) -> Status {
     Status::with_error_details_and_metadata(
-        row.code,
-        cut(sentence, 600),
+        code,
+        truncate(message, 600),
         details,
         MetadataMap::from_headers(metadata),
     )
 }
 
-/// When the call may be tried again, where that may help.
-fn retry_delay(row: &Row, failure: &Failure) -> Option<Duration> {
-    match row.code {
-        Code::Unavailable => Some(retry_after(failure).unwrap_or(Duration::from_secs(1))),
+/// When the caller may try again, where that may help.
+fn retry_delay(code: Code, retry: Retry) -> Option<Duration> {
+    let unstated = match code {
+        Code::Unavailable => Duration::from_secs(1),
         // The API's limit is one per minute, and it may not say how much of it is over.
-        Code::ResourceExhausted => Some(retry_after(failure).unwrap_or(Duration::from_secs(5))),
-        _ => None,
-    }
+        Code::ResourceExhausted => Duration::from_secs(5),
+        _ => return None,
+    };
+    Some(match retry {
+        Retry::After(delay) => delay,
+        Retry::Never | Retry::Backoff => unstated,
+    })
 }
 
 /// A client library that retries waits for that long even if its own deadline
 /// comes first, and then never tells what we said. So where there is no time
-/// for another try it is told not to try (gRFC A6).
-fn pushback(delay: Duration, time_left: Option<Duration>) -> http::HeaderValue {
-    match time_left {
-        Some(left) if left <= delay => http::HeaderValue::from_static("-1"),
+/// for another attempt it is told not to try (gRFC A6).
+fn pushback(delay: Duration, deadline: Option<Instant>) -> HeaderValue {
+    match deadline {
+        Some(deadline) if deadline <= Instant::now() + delay => HeaderValue::from_static("-1"),
         _ => (delay.as_millis() as u64).into(),
     }
 }
 
-/// `Retry-After`, if the API said so.
-pub fn retry_after(failure: &Failure) -> Option<Duration> {
-    match failure {
-        Failure::Refused(refusal) => refusal.retry_after,
-        Failure::LookUp(look_up) => retry_after(&look_up.cause),
-        _ => None,
+/// What happened and what to do, in a sentence or two.
+fn message(failure: &Failure, outcome: Option<Effect>) -> String {
+    let what = what_happened(failure);
+    let what = truncate(what.trim_end_matches(['.', ' ']), 480);
+    match outcome {
+        None => format!("{what}."),
+        Some(Effect::NotApplied) => format!("{what}. No batch was created."),
+        Some(Effect::Unknown) => {
+            format!("{what}. A batch may have been created: look for it before you try again.")
+        }
+        Some(Effect::Applied) => {
+            format!("{what}. The batch was created: do not create it again.")
+        }
     }
 }
 
-/// What happened and what to do, in a sentence or two.
-fn sentence(failure: &Failure) -> String {
-    let what = what_happened(failure);
-    let what = cut(what.trim_end_matches(['.', ' ']), 480);
-    let outcome = match row(failure).outcome {
-        Outcome::NotApplied => "No batch was created",
-        Outcome::Unknown => "A batch may have been created: look for it before you try again",
-        Outcome::Applied => "The batch was created: do not create it again",
-    };
-    format!("{what}. {outcome}.")
-}
-
 fn what_happened(failure: &Failure) -> String {
-    match failure {
-        Failure::Invalid(violations) | Failure::NoCredentials(violations) => violations
+    match &failure.kind {
+        Kind::InvalidRequest(violations) | Kind::CredentialsMissing(violations) => violations
             .iter()
             .map(|violation| format!("{} {}", violation.field, violation.description))
             .collect::<Vec<_>>()
             .join("; "),
-        Failure::NeverSent(never_sent) => match never_sent {
-            NeverSent::Dns(cause) => format!("The API's host name was not resolved: {cause}"),
-            NeverSent::Connect(cause) => format!("The API could not be reached: {cause}"),
-            NeverSent::ConnectTimeout => "The API did not accept a connection in time".to_owned(),
-            NeverSent::Tls(cause) => format!("TLS with the API failed: {cause}"),
-            NeverSent::Unprocessed(cause) => {
-                format!("The API gave the request back unprocessed: {cause}")
+        Kind::RefusedByServer(_, message) => message.clone(),
+        Kind::NotSent(not_sent) => match not_sent {
+            NotSent::Dns(cause) => format!("The API's host name could not be resolved: {cause}"),
+            NotSent::Connect(cause) => format!("The API could not be reached: {cause}"),
+            NotSent::ConnectTimeout => "The API did not accept a connection in time".to_owned(),
+            NotSent::Tls(cause) => format!("The TLS handshake with the API failed: {cause}"),
+            NotSent::Unprocessed(cause) => {
+                format!("The API returned the request unprocessed: {cause}")
             }
-            NeverSent::Stopping => "The gateway is stopping".to_owned(),
-            NeverSent::TooManyFiles => {
-                "The gateway has as many files open as it may, and none for a connection to the API"
-                    .to_owned()
+            NotSent::ShuttingDown => "The gateway is shutting down".to_owned(),
+            NotSent::TooManyFiles => {
+                "The gateway has no file descriptor left for a connection to the API".to_owned()
             }
-            NeverSent::Overloaded => {
-                "The gateway has as many calls, or bytes of them, as it may have".to_owned()
+            NotSent::Overloaded => {
+                "The gateway has too many calls, or bytes of calls, in flight".to_owned()
             }
         },
-        Failure::DeadlineBeforeSending => {
-            "The deadline passed before the request was sent".to_owned()
+        Kind::DeadlineBeforeSending => "The deadline passed before the request was sent".to_owned(),
+        Kind::DeadlineAfterSending => "The deadline passed before the API responded".to_owned(),
+        Kind::UpstreamTimeout(limit) => format!("The API did not respond within {limit:?}"),
+        Kind::ConnectionLost(cause) => {
+            format!("The connection broke before the API responded: {cause}")
         }
-        Failure::DeadlineAfterSending => "The deadline passed before the API answered".to_owned(),
-        Failure::TimedOut(limit) => format!("The API did not answer within {limit:?}"),
-        Failure::ConnectionLost(cause) => {
-            format!("The connection broke before the API answered: {cause}")
+        Kind::ShutDown => "The gateway stopped before the API responded".to_owned(),
+        Kind::Internal => "The gateway failed".to_owned(),
+        Kind::DeadlineUnsettled => {
+            "The deadline passed while an earlier attempt may still create the batch".to_owned()
         }
-        Failure::Stopped => "The gateway stopped before the API answered".to_owned(),
-        Failure::Panicked => "The gateway failed".to_owned(),
-        Failure::DeadlineUnsettled => {
-            "The deadline passed while an earlier try may still create the batch".to_owned()
-        }
-        Failure::ExternalIdTaken { batch_id } => {
+        Kind::ExternalIdTaken { batch_id } => {
             format!("The external id belongs to batch {batch_id}, which has other content")
         }
-        Failure::LookUp(look_up) => {
-            let what = what_happened(&look_up.cause);
+        Kind::BatchNotFound => "There is no such batch, or Catalog does not show it yet".to_owned(),
+        Kind::Lookup(cause) => {
+            let what = what_happened(cause);
             format!("The look-up by external id failed: {what}")
         }
-        Failure::Refused(refusal) if refusal.status.is_redirection() => {
-            let host = refusal.redirect_host.as_deref().unwrap_or("nowhere");
-            let status = refusal.status.as_u16();
-            format!("HTTP {status} redirects to {host}: check the upstream URL")
-        }
-        Failure::Refused(refusal) => {
-            let status = refusal.status.as_u16();
-            let who = match refusal.outcome {
-                Outcome::NotApplied => "The API",
-                _ => "The API, or something in between,",
+        Kind::Api(error) => api_error(error),
+        Kind::InvalidResponse(response) => {
+            let status = response.status.as_u16();
+            let who = match response.reason {
+                Reason::AnswerUnusable => "The API",
+                _ => "The API, or a proxy in between,",
             };
-            format!("{who} answered HTTP {status}{}", api_text(refusal))
-        }
-        Failure::Unusable(answer) => {
-            let status = answer.status.as_u16();
-            let who = match answer.outcome {
-                Outcome::Applied => "The API",
-                _ => "The API, or something in between,",
-            };
-            format!(
-                "{who} answered HTTP {status}, but the answer {}",
-                answer.problem
-            )
+            let problem = &response.problem;
+            format!("{who} responded with HTTP {status}, but the response {problem}")
         }
     }
 }
 
+fn api_error(error: &ApiError) -> String {
+    let status = error.status.as_u16();
+    if error.status.is_redirection() {
+        let host = error.redirect_host.as_deref().unwrap_or("nowhere");
+        return format!("HTTP {status} redirects to {host}: check the upstream URL");
+    }
+    let who = match error.reason.effect() {
+        Effect::NotApplied => "The API",
+        _ => "The API, or a proxy in between,",
+    };
+    format!("{who} responded with HTTP {status}{}", api_text(error))
+}
+
 /// `" (403010): Oauth token is missing"`, as far as the API said it.
-fn api_text(refusal: &Refusal) -> String {
-    let error = &refusal.error;
-    let code = error.code.as_deref().map(|code| format!(" ({code})"));
-    let text = error.detail.as_deref().or(error.title.as_deref());
+fn api_text(error: &ApiError) -> String {
+    let body = &error.body;
+    let code = body.code.as_deref().map(|code| format!(" ({code})"));
+    let text = body.detail.as_deref().or(body.title.as_deref());
     let text = text.map(|text| format!(": {text}"));
     code.unwrap_or_default() + &text.unwrap_or_default()
 }
 
 /// At most `longest` bytes of a text.
-fn cut(text: &str, longest: usize) -> &str {
+fn truncate(text: &str, longest: usize) -> &str {
     &text[..text.floor_char_boundary(longest)]
 }

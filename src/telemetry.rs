@@ -9,27 +9,26 @@ mod log_queue;
 mod logs;
 mod metrics;
 mod process;
-mod rest;
 mod throttle;
 mod trace;
+mod upstream_request;
 
 use std::{fmt::Write, ops::Range, sync::Arc, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use opentelemetry_sdk::trace::SdkTracer;
 use prometheus_client::{encoding::text, registry::Registry};
 
 use self::metrics::{Metrics, ReasonLabel, ResultLabel};
 pub use self::{
-    call::{Call, CallRecord},
+    call::{Call, CallRecord, Completion},
     log_queue::{write_last_lines, write_waiting_lines},
     logs::{LogFilter, LogFormat, LogLevel, start_logs},
-    metrics::Method,
-    rest::{RestCall, RestRequest},
     throttle::Throttle,
     trace::Tracing,
+    upstream_request::UpstreamRequest,
 };
-use crate::{outcome::Failure, proto::v1::Batch};
+use crate::{api::Method, failure::Failure, proto::v1::Batch};
 
 /// The service whose calls are counted.
 const BATCH_SERVICE: &str = crate::proto::v1::batch_service_server::SERVICE_NAME;
@@ -73,33 +72,34 @@ impl Telemetry {
     /// A call begins. `client`: the identity in the caller's certificate.
     pub fn call(
         self: &Arc<Self>,
-        method: Method,
+        method: &'static Method,
+        request_id: HeaderValue,
         headers: &HeaderMap,
         client: Option<Arc<str>>,
     ) -> Call {
-        Call::begin(self.clone(), method, headers, client)
+        Call::begin(self.clone(), method, request_id, headers, client)
     }
 
-    /// How many creates may be in flight.
-    pub fn set_max_creates(&self, most: usize) {
-        self.metrics.max_creates_in_flight.set(most as i64);
+    /// How many calls may be in flight.
+    pub fn set_max_in_flight(&self, most: usize) {
+        self.metrics.max_in_flight.set(most as i64);
     }
 
-    /// A create is in flight, until what this returns is dropped.
-    pub fn create_in_flight(self: &Arc<Self>) -> CreateInFlight {
-        self.metrics.creates_in_flight.inc();
-        CreateInFlight(self.clone())
+    /// A call is worked on, until what this returns is dropped.
+    pub fn execution_in_flight(self: &Arc<Self>) -> ExecutionInFlight {
+        self.metrics.executions_in_flight.inc();
+        ExecutionInFlight(self.clone())
     }
 
     /// Counts a look-up.
-    pub fn look_up(&self, found: &Result<Vec<Batch>, Failure>) {
+    pub fn lookup(&self, found: &Result<Vec<Batch>, Failure>) {
         let result = match found {
             Ok(batches) if batches.is_empty() => "nothing",
             Ok(_) => "found",
             Err(_) => "failed",
         };
-        let look_ups = &self.metrics.look_ups;
-        look_ups.get_or_create(&ResultLabel { result }).inc();
+        let lookups = &self.metrics.lookups;
+        lookups.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// Counts a request that is sent again.
@@ -107,7 +107,7 @@ impl Telemetry {
         self.metrics.retries.inc();
     }
 
-    /// Counts a connection to the API that has come about, or has not.
+    /// Counts a connection to the API that was opened, or could not be.
     pub fn upstream_connect(&self, ok: bool, took: Duration) {
         let result = if ok { "ok" } else { "failed" };
         let connects = &self.metrics.connects;
@@ -158,13 +158,13 @@ impl Telemetry {
     }
 }
 
-/// A create that has not ended.
+/// A call that is worked on.
 #[derive(Debug)]
-pub struct CreateInFlight(Arc<Telemetry>);
+pub struct ExecutionInFlight(Arc<Telemetry>);
 
-impl Drop for CreateInFlight {
+impl Drop for ExecutionInFlight {
     fn drop(&mut self) {
-        self.0.metrics.creates_in_flight.dec();
+        self.0.metrics.executions_in_flight.dec();
     }
 }
 

@@ -1,274 +1,98 @@
 //! The REST client: one function for each documented call. Returns what
-//! happened, in the words of [`crate::outcome`]; knows nothing of gRPC.
-//!
-//! Every attempt is ours: the HTTP client follows no redirect, keeps no
-//! cookie, decompresses nothing and repeats nothing by itself.
+//! happened, in the words of [`crate::failure`]; knows nothing of gRPC.
 
+mod catalog;
 pub mod error_body;
-mod handover;
+mod ingestion;
 mod proof;
 mod response;
+mod send_guard;
 
-use std::{
-    error::Error,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use clap::ValueEnum;
 use http::{HeaderMap, HeaderValue, Method, header};
-use reqwest::{Url, redirect};
+use reqwest::Url;
 use rustix::io::Errno;
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
-use rustls_platform_verifier::Verifier;
-use tokio::time::{Instant, error::Elapsed, timeout};
-use tower::{Service, layer::layer_fn};
+use rustls::ClientConfig;
+use tokio::time::{error::Elapsed, timeout};
 
-pub use self::handover::{Handover, Sending};
 use self::response::Response;
+pub use self::send_guard::SendGuard;
 use crate::{
-    early_headers::EarlyHeaders,
-    mapping::NoBatch,
-    outcome::{Failure, NeverSent},
-    proto::v1::Batch,
-    proxies::Proxies,
-    quote::Quote,
-    telemetry::{CallRecord, RestCall, RestRequest, Telemetry},
+    api::{Route, Safety},
+    call::CallContext,
+    failure::{Failure, Kind, NotSent},
+    http_client::{self, UpstreamOptions},
+    redact::Redactor,
+    telemetry::{Telemetry, UpstreamRequest},
 };
 
-/// How long a look-up may take.
-const LOOK_UP: Duration = Duration::from_secs(5);
-
-/// The documented members of a batch, which look-ups ask for.
-const PROPERTIES: &str = "imsOrg,created,updated,started,completed,status,recordCount,\
-    failedRecordCount,size,version,externalId,inputFormat,relatedObjects,tags,createdUser,\
-    updatedUser,createdClient,availableDates,errors,metrics,replay,failedBatchLocation";
-
-/// How many batches a look-up lists: Catalog's default ("Filter Catalog data
-/// using query parameters"). A filter that holds lists one.
-const LISTED: usize = 20;
-
-/// How long an unused connection is kept. Short, because a request that goes
-/// out on a connection which the other side is closing has an unknown outcome.
-const IDLE_CONNECTION: Duration = Duration::from_secs(15);
-
-const USER_AGENT: &str = concat!("aep-batch-gateway/", env!("CARGO_PKG_VERSION"));
-
-/// Which HTTP version is spoken with the API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum HttpVersion {
-    /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
-    #[default]
-    Auto,
-    /// HTTP/1.1 only.
-    #[value(name = "1")]
-    Http1,
-    /// HTTP/2 only; without TLS by prior knowledge.
-    #[value(name = "2")]
-    Http2,
-}
-
-/// How the API is reached.
-#[derive(Clone, Debug)]
-pub struct UpstreamOptions {
-    /// The base URL of the Batch Ingestion API.
-    pub import_url: Url,
-    /// The base URL of the Catalog API.
-    pub catalog_url: Url,
-    /// A certificate authority that is trusted besides the platform's.
-    pub extra_ca: Vec<CertificateDer<'static>>,
-    /// Which HTTP version is spoken.
-    pub http: HttpVersion,
-    /// How long a connection may take to come about, TLS included.
-    pub connect_timeout: Duration,
-    /// How long one request may take in all.
-    pub request_timeout: Duration,
-    /// The proxies that requests go through.
-    pub proxies: Proxies,
-    /// How many unused connections are kept.
-    pub idle_connections: usize,
-}
-
-/// What to do where TLS has no certificate authorities.
-pub const NOBODY_TRUSTED: &str = "there are no certificate authorities to trust an https:// API \
-    by: install the system's (Debian: ca-certificates), or name some with --upstream-ca-file";
-
-/// The Batch Ingestion API, and the Catalog API for look-ups.
+/// The Batch Ingestion API, and the Catalog API.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: reqwest::Client,
     batches: Url,
     catalog_batches: Url,
-    /// How long one request may take in all.
-    longest: Duration,
+    /// How long one request may take.
+    request_timeout: Duration,
 }
 
 impl Upstream {
-    /// A client with the configuration that [`tls`] made.
+    /// A client with the configuration that [`http_client::tls`] made.
     pub fn new(
-        options: UpstreamOptions,
+        options: &UpstreamOptions,
         tls: ClientConfig,
         telemetry: Arc<Telemetry>,
     ) -> Result<Self, reqwest::Error> {
-        let mut client = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            // With a limit of 0 the client does not even copy the request.
-            .retry(reqwest::retry::never().max_retries_per_request(0))
-            .connect_timeout(options.connect_timeout)
-            .tls_backend_preconfigured(tls)
-            .connector_layer(layer_fn(move |connector| Connector {
-                connector: Arc::new(Mutex::new(connector)),
-                telemetry: telemetry.clone(),
-            }))
-            // CDNs add many headers, and some servers write a blank before the colon. Both are
-            // harmless here, while a response that is refused leaves its outcome unknown.
-            .http1_max_headers(1024)
-            .http1_allow_spaces_after_header_name_in_responses(true)
-            .http2_max_header_list_size(256 * 1024)
-            .pool_idle_timeout(IDLE_CONNECTION)
-            .pool_max_idle_per_host(options.idle_connections)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .http2_keep_alive_timeout(Duration::from_secs(10))
-            .http2_keep_alive_while_idle(true);
-        let proxies = options.proxies;
-        client = match proxies.is_empty() {
-            true => client.no_proxy(), // or the client would look for its own
-            false => client.proxy(proxies.for_client()),
-        };
-        client = match options.http {
-            HttpVersion::Auto => client,
-            HttpVersion::Http1 => client.http1_only(),
-            HttpVersion::Http2 => client.http2_prior_knowledge(),
-        };
         Ok(Upstream {
-            client: client.build()?,
-            batches: below(options.import_url, "batches"),
-            catalog_batches: below(options.catalog_url, "batches"),
-            longest: options.request_timeout,
+            client: http_client::client(options, tls, telemetry)?,
+            batches: below(&options.import_url, "batches"),
+            catalog_batches: below(&options.catalog_url, "batches"),
+            request_timeout: options.request_timeout,
         })
     }
 
-    /// `POST /batches` (Batch Ingestion API reference, "Create a new batch").
-    ///
-    /// `headers` are the call's own; `handover` tells, now and to whoever else
-    /// holds it, whether the request may have been sent. `first` leaves before.
-    pub async fn create_batch(
+    /// Sends a request that changes nothing, and reads its response.
+    async fn read<T>(
         &self,
+        call: &CallContext,
         headers: &HeaderMap,
-        body: Bytes,
-        handover: &Handover,
-        first: Option<&EarlyHeaders>,
-        record: &Arc<CallRecord>,
-    ) -> Result<Arc<Batch>, Failure> {
-        let mut observed = record.request(RestCall::Create, self.batches.host_str());
-        let sent = {
-            let mut request = request(Method::POST, self.batches.clone(), headers);
-            let json = HeaderValue::from_static("application/json");
-            request.headers_mut().insert(header::CONTENT_TYPE, json);
-            *request.body_mut() = Some(reqwest::Body::wrap(handover.body(body, first)));
-            self.send(request, self.longest, &mut observed)
-        };
-        let result = match sent.await {
-            Ok(Ok(response)) => {
-                let quote = Quote::without_secrets_of(headers);
-                response.batch(&quote).map(Arc::new)
-            }
-            Ok(Err(error)) => Err(failure_of(&error, handover)),
-            Err(_) if handover.revoke() => Err(Failure::NeverSent(NeverSent::ConnectTimeout)),
-            Err(_) => Err(Failure::TimedOut(self.longest)),
-        };
-        observed.ends(&result);
-        result
-    }
-
-    /// Catalog's `GET /batches?externalId=…` (Catalog Service API reference,
-    /// "List batches"): the batches with this external id, the oldest first.
-    ///
-    /// A list proves by equality alone. It proves that there is no such batch
-    /// only if it shows what it was asked for, and all of it.
-    pub async fn find_batches(
-        &self,
-        headers: &HeaderMap,
-        external_id: &str,
-        record: &Arc<CallRecord>,
-    ) -> Result<Vec<Batch>, Failure> {
-        let mut url = self.catalog_batches.clone();
-        url.query_pairs_mut()
-            .append_pair("externalId", external_id)
-            .append_pair("orderBy", "asc:created")
-            // Unfiltered lists can reach gigabytes: both are always sent.
-            .append_pair("limit", &LISTED.to_string())
-            .append_pair("properties", PROPERTIES);
-
+        (route, url): (Route, Url),
+        longest: Duration,
+        read: impl FnOnce(&Response, &Redactor<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut observed = call.record.request(route, url.host_str());
         let request = request(Method::GET, url, headers);
-        let mut observed = record.request(RestCall::LookUp, self.catalog_batches.host_str());
-        let result = match self.send(request, LOOK_UP, &mut observed).await {
-            Ok(Ok(response)) => {
-                let quote = Quote::without_secrets_of(headers);
-                response.batches(&quote).and_then(|listed| {
-                    with_external_id(listed, external_id)
-                        .ok_or_else(|| response.unusable(&quote, NoBatch::OtherBatches))
-                })
-            }
-            Ok(Err(error)) => Err(failure_of(&error, &Handover::default())),
-            Err(_) => Err(Failure::TimedOut(LOOK_UP)),
+        let sent = self.send(request, Safety::Safe, longest, &mut observed);
+        let result = match sent.await {
+            Ok(Ok(response)) => read(&response, &Redactor::without_secrets_of(headers)),
+            Ok(Err(error)) if error.is_connect() => Err(not_sent(&error)),
+            Ok(Err(error)) => Err(Failure::transient(match is_unprocessed(&error) {
+                true => Kind::NotSent(NotSent::Unprocessed(innermost(&error))),
+                false => Kind::ConnectionLost(innermost(&error)),
+            })),
+            Err(_) => Err(Failure::transient(Kind::UpstreamTimeout(longest))),
         };
-        observed.ends(&result);
+        observed.completed(&result);
         result
     }
 
-    /// Sends a request, and waits for the answer, but no longer than that.
+    /// Sends a request, and waits for the response, but no longer than that.
     fn send(
         &self,
         mut request: reqwest::Request,
+        safety: Safety,
         longest: Duration,
-        observed: &mut RestRequest,
+        observed: &mut UpstreamRequest,
     ) -> impl Future<Output = Result<reqwest::Result<Response>, Elapsed>> + Send {
         observed.inject(request.headers_mut());
-        let answering = self.client.execute(request);
-        timeout(longest, async {
-            let mut response = answering.await?;
-            observed.answered(response.status());
-            Ok(Response::read(&mut response).await)
+        let response = self.client.execute(request);
+        timeout(longest, async move {
+            let mut response = response.await?;
+            observed.responded(response.status());
+            Ok(Response::read(&mut response, safety).await)
         })
     }
-}
-
-/// How connections to the API are encrypted, for all clients: to read the
-/// platform's certificate authorities takes longer than all else at the start.
-/// Fails where there are none and the create API needs them.
-pub fn tls(options: &UpstreamOptions) -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()?;
-    let trusted = || Verifier::new_with_extra_roots(options.extra_ca.clone(), provider);
-    let trusted = match options.proxies.need_tls(&options.import_url) {
-        true => Some(trusted()?),
-        false if options.proxies.need_tls(&options.catalog_url) => trusted()
-            .inspect_err(|error| tracing::warn!(%error, "look-ups will fail: {NOBODY_TRUSTED}"))
-            .ok(),
-        false => None,
-    };
-    let mut tls = match trusted {
-        // Dangerous, because rustls calls every verifier so but its own.
-        Some(trusted) => tls
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(trusted)),
-        None => tls.with_root_certificates(RootCertStore::empty()),
-    }
-    .with_no_client_auth();
-    let protocols: &[&str] = match options.http {
-        HttpVersion::Auto => &["h2", "http/1.1"],
-        HttpVersion::Http1 => &["http/1.1"],
-        HttpVersion::Http2 => &["h2"],
-    };
-    tls.alpn_protocols = protocols.iter().map(|&name| name.into()).collect();
-    Ok(tls)
 }
 
 fn request(method: Method, url: Url, headers: &HeaderMap) -> reqwest::Request {
@@ -284,85 +108,31 @@ fn request(method: Method, url: Url, headers: &HeaderMap) -> reqwest::Request {
     request
 }
 
-/// The batches of a list that have this external id; `None` where there is none
-/// and the list does not prove it: it is full, or it shows batches without the
-/// member that was asked for.
-fn with_external_id(mut listed: Vec<Batch>, external_id: &str) -> Option<Vec<Batch>> {
-    let is_answer = listed.len() < LISTED && listed.iter().all(|b| b.external_id.is_some());
-    listed.retain(|batch| batch.external_id.as_deref() == Some(external_id));
-    listed.sort_by_key(|batch| batch.created.map(|t| (t.seconds, t.nanos)));
-    (is_answer || !listed.is_empty()).then_some(listed)
-}
-
-/// Counts connections. The HTTP client copies its connector half a dozen times
-/// for each request, which is cheap with this one. Sharing it does no harm: it is
-/// always ready.
-#[derive(Clone)]
-struct Connector<C> {
-    connector: Arc<Mutex<C>>,
-    telemetry: Arc<Telemetry>,
-}
-
-impl<C, To> Service<To> for Connector<C>
-where
-    C: Service<To>,
-    C::Future: Send + 'static,
-{
-    type Response = C::Response;
-    type Error = C::Error;
-    type Future = BoxFuture<Result<C::Response, C::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), C::Error>> {
-        lock(&self.connector).poll_ready(cx)
-    }
-
-    fn call(&mut self, to: To) -> Self::Future {
-        let (began, telemetry) = (Instant::now(), self.telemetry.clone());
-        let connecting = lock(&self.connector).call(to);
-        Box::pin(async move {
-            let result = connecting.await;
-            telemetry.upstream_connect(result.is_ok(), began.elapsed());
-            result
-        })
-    }
-}
-
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn below(mut base: Url, name: &str) -> Url {
-    if let Ok(mut path) = base.path_segments_mut() {
+fn below(base: &Url, name: &str) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().push(name);
     }
-    base
+    url
 }
 
-/// What an error means for which no status line has arrived.
-fn failure_of(error: &reqwest::Error, handover: &Handover) -> Failure {
+/// What an error means for a request of which nothing was sent.
+fn not_sent(error: &reqwest::Error) -> Failure {
     let cause = innermost(error);
-    if handover.revoke() {
-        Failure::NeverSent(if has_no_file_left(error) {
-            NeverSent::TooManyFiles
-        } else if error.is_dns() {
-            NeverSent::Dns(cause)
-        } else if find::<rustls::Error>(error).is_some() {
-            NeverSent::Tls(cause)
-        } else if error.is_timeout() {
-            NeverSent::ConnectTimeout
-        } else {
-            NeverSent::Connect(cause)
-        })
-    } else if find::<h2::Error>(error).is_some_and(is_unprocessed) {
-        Failure::NeverSent(NeverSent::Unprocessed(cause))
+    Failure::transient(Kind::NotSent(if has_no_file_left(error) {
+        NotSent::TooManyFiles
+    } else if error.is_dns() {
+        NotSent::Dns(cause)
+    } else if find::<rustls::Error>(error).is_some() {
+        NotSent::Tls(cause)
+    } else if error.is_timeout() {
+        NotSent::ConnectTimeout
     } else {
-        Failure::ConnectionLost(cause)
-    }
+        NotSent::Connect(cause)
+    }))
 }
 
-/// Whether this process, or the machine, has as many files open as it may have.
+/// Whether this process, or the machine, has as many files open as are allowed.
 fn has_no_file_left(error: &(dyn Error + 'static)) -> bool {
     causes(error)
         .filter_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error())
@@ -372,10 +142,12 @@ fn has_no_file_left(error: &(dyn Error + 'static)) -> bool {
 
 /// Whether the peer declared that it did not process the request (RFC 9113,
 /// sections 8.7 and 6.8: REFUSED_STREAM, or a stream above GOAWAY's last one).
-fn is_unprocessed(error: &h2::Error) -> bool {
-    error.is_remote()
-        && (error.is_go_away()
-            || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
+fn is_unprocessed(error: &reqwest::Error) -> bool {
+    find::<h2::Error>(error).is_some_and(|error| {
+        error.is_remote()
+            && (error.is_go_away()
+                || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
+    })
 }
 
 /// The first cause of type `T`, also inside of an `io::Error`.

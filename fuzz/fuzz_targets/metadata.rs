@@ -3,11 +3,12 @@
 #![no_main]
 
 use aep_batch_gateway::{
-    attempts::Attempt,
+    api::methods,
+    call::{attempt::Attempt, deadline, idempotency_key, request_id},
     credentials::{self, Credentials},
-    deadline,
-    outcome::Failure,
-    status::{self, CallNames},
+    failure::Failure,
+    headers::{self, CREDENTIALS},
+    status::{self, About},
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
@@ -18,7 +19,7 @@ const SECRET: &str = "hunter2.s3cr3t";
 fuzz_target!(|lines: &[u8]| {
     let metadata = metadata(lines);
 
-    let id = credentials::request_id(&metadata);
+    let id = request_id::of_call(&metadata);
     assert!(id.len() <= 128 && is_token(&id));
     let attempt = Attempt::of_call(&metadata);
     assert!(!attempt.follows(attempt));
@@ -29,7 +30,7 @@ fuzz_target!(|lines: &[u8]| {
         Ok(None) => {}
         Err(failure) => is_harmless(&failure, &id),
     }
-    match credentials::idempotency_key(&metadata) {
+    match idempotency_key::of_call(&metadata) {
         Ok(Some(key)) => assert!(!key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic())),
         Ok(None) => {}
         Err(failure) => is_harmless(&failure, &id),
@@ -51,12 +52,12 @@ fuzz_target!(|lines: &[u8]| {
             };
             match credentials.headers(&metadata) {
                 Ok(headers) => {
-                    for name in &credentials::NAMES {
+                    for name in &CREDENTIALS {
                         assert!(credentials::check(name, &headers[name]).is_ok());
                     }
                     assert!(!format!("{headers:?}").contains(SECRET));
                     let others = metadata.get_all("x-extra").iter().count();
-                    assert_eq!(headers.len(), credentials::NAMES.len() + others);
+                    assert_eq!(headers.len(), CREDENTIALS.len() + others);
                 }
                 Err(failure) => is_harmless(&failure, &id),
             }
@@ -77,7 +78,7 @@ fn metadata(lines: &[u8]) -> HeaderMap {
         if String::from_utf8_lossy(&value).contains(SECRET) {
             continue; // libFuzzer knows the program's constants
         }
-        if credentials::is_secret(&name) {
+        if headers::is_secret(&name) {
             let parts: Vec<_> = value.split(|&byte| byte == b'%').collect();
             value = parts.join(SECRET.as_bytes());
         }
@@ -94,12 +95,12 @@ fn is_token(value: &HeaderValue) -> bool {
 
 fn is_harmless(failure: &Failure, id: &HeaderValue) {
     assert!(!format!("{failure:?}").contains(SECRET));
-    let call = CallNames {
-        request_id: id,
-        external_id: None,
-        time_left: None,
+    let about = About {
+        method: methods().last(),
+        request_id: Some(id),
+        ..About::default()
     };
-    let status = status::from_failure(failure, call);
+    let status = status::of_failure(failure, about);
     assert!(!format!("{status:?}").contains(SECRET));
     assert!(!String::from_utf8_lossy(status.details()).contains(SECRET));
 }

@@ -7,13 +7,13 @@ use serde_json::json;
 
 use super::{command, eprint, exit_code, print, refuse};
 use crate::{
-    config::{BadValue, Given, Settings},
+    config::{Given, Settings},
     proxies::Proxies,
 };
 
 /// Prints the configuration as TOML.
-pub(super) fn run(settings: Settings, bad_values: &[BadValue], given: &Given) -> ExitCode {
-    let upstream = match settings.check(bad_values, Proxies::from_environment()) {
+pub(super) fn run(settings: Settings, given: &Given) -> ExitCode {
+    let upstream = match settings.check(&given.bad_values, Proxies::from_environment()) {
         Ok(config) => config.upstream,
         Err(problems) => return refuse(&problems),
     };
@@ -21,13 +21,21 @@ pub(super) fn run(settings: Settings, bad_values: &[BadValue], given: &Given) ->
         .iter()
         .for_each(|problem| eprint(problem));
     let mut lines = Vec::new();
-    for setting in &given.settings {
-        let (key, source) = (&setting.key, setting.source);
-        lines.push(match &setting.value {
-            Some(_) if setting.is_secret => format!("{key} = \"[redacted]\" # {source}"),
-            Some(value) => format!("{key} = {} # {source}", json!(value.to_string_lossy())),
-            None => format!("# {key} is not set"),
-        });
+    let command = command();
+    if let Some((name, values)) = given.matches.subcommand() {
+        let subcommand = command.find_subcommand(name).into_iter();
+        for arg in subcommand.flat_map(Command::get_arguments) {
+            let key = arg.get_id().as_str();
+            let value = values.get_raw(key).and_then(|mut values| values.next());
+            let value = value.map(|value| match arg.is_hide_env_values_set() {
+                true => json!("[redacted]"),
+                false => json!(value.to_string_lossy()),
+            });
+            lines.push(match value {
+                Some(value) => format!("{key} = {value} # {}", given.source(key)),
+                None => format!("# {key} is not set"),
+            });
+        }
     }
     for (key, url) in [
         ("upstream_url", &upstream.import_url),

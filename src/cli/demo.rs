@@ -17,7 +17,7 @@ use tonic::{Request, metadata::MetadataMap};
 use super::{eprint, print};
 use crate::{
     config::{Config, Listen},
-    credentials,
+    headers,
     proto::v1::{Batch, CreateBatchRequest, batch_service_client::BatchServiceClient},
     simulator::{Simulator, SimulatorOptions},
 };
@@ -25,7 +25,7 @@ use crate::{
 /// The dataset of the documentation's own example.
 const DATASET: &str = "5c8c3c555033b814b69f947f";
 
-/// The credentials of the demo's calls, in the order of [`credentials::NAMES`].
+/// The credentials of the demo's calls, in the order of [`headers::CREDENTIALS`].
 const CREDENTIALS: [&str; 4] = ["Bearer demo", "demo", "demo@AdobeOrg", "prod"];
 
 /// Where the simulated API listens, if it can: a port that the documentation can name.
@@ -57,7 +57,7 @@ pub(super) async fn show(listen: &Listen, simulator: &Simulator) -> io::Result<(
         ..Default::default()
     };
     let mut metadata = HeaderMap::new();
-    for (name, value) in credentials::NAMES.iter().zip(CREDENTIALS) {
+    for (name, value) in headers::CREDENTIALS.iter().zip(CREDENTIALS) {
         metadata.insert(name, HeaderValue::from_static(value));
     }
     let metadata = MetadataMap::from_headers(metadata);
@@ -70,7 +70,7 @@ pub(super) async fn show(listen: &Listen, simulator: &Simulator) -> io::Result<(
     let status = batch.status().as_str_name();
     let created = batch.created.unwrap_or_default();
 
-    let headers: String = credentials::NAMES
+    let headers: String = headers::CREDENTIALS
         .iter()
         .zip(CREDENTIALS)
         .map(|(name, value)| format!("  -H '{name}: {value}' \\\n"))

@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 
 use super::exit_code;
-use crate::proto::{DESCRIPTOR_SET, SERVICE_CONFIG};
+use crate::{api, proto::DESCRIPTOR_SET};
 
 #[derive(Args)]
 pub(super) struct Descriptor {
@@ -25,12 +25,12 @@ pub(super) struct Descriptor {
 impl Descriptor {
     pub(super) fn run(self) -> ExitCode {
         let content = match self.service_config {
-            true => SERVICE_CONFIG.as_bytes(),
-            false => DESCRIPTOR_SET,
+            true => format!("{:#}\n", api::service_config()).into_bytes(),
+            false => DESCRIPTOR_SET.to_vec(),
         };
         let written = match &self.output {
-            Some(file) => fs::write(file, content),
-            None => io::stdout().write_all(content),
+            Some(file) => fs::write(file, &content),
+            None => io::stdout().write_all(&content),
         };
         exit_code(written.map(|()| ExitCode::SUCCESS))
     }

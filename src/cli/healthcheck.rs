@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Args;
-use reqwest::blocking::Client;
+use reqwest::{StatusCode, blocking::Client};
 
 use super::{exit_code, print};
 
@@ -28,39 +28,37 @@ pub(super) struct Healthcheck {
 }
 
 impl Healthcheck {
-    pub(super) fn run(mut self) -> ExitCode {
+    pub(super) fn run(self) -> ExitCode {
+        exit_code(self.check())
+    }
+
+    /// Plain HTTP, whatever TLS gRPC callers use, so no certificate authorities are needed.
+    fn check(mut self) -> io::Result<ExitCode> {
         if self.address.ip().is_unspecified() {
             // Not localhost: a bare container has no hosts file.
             self.address.set_ip(Ipv4Addr::LOCALHOST.into());
         }
-        exit_code(match self.page() {
-            Ok((is_ready, text)) => print(text.trim_end()).map(|()| match is_ready {
-                true => ExitCode::SUCCESS,
-                false => ExitCode::FAILURE,
-            }),
-            Err(error) => Err(io::Error::other(root_cause(&error))),
-        })
-    }
-
-    /// Whether the gateway says that it is ready, and its words. Plain HTTP, whatever TLS
-    /// gRPC callers use, so no certificate authorities are needed.
-    fn page(&self) -> reqwest::Result<(bool, String)> {
         let client = Client::builder()
             .no_proxy()
             .timeout(TIMEOUT)
-            .tls_certs_only([])
-            .build()?;
-        let response = client
-            .get(format!("http://{}/readyz", self.address))
-            .send()?;
-        Ok((response.status() == 200, response.text()?))
+            .tls_certs_only([]);
+        let client = client.build().map_err(root_cause)?;
+        let page = client.get(format!("http://{}/readyz", self.address)).send();
+        let page = page.map_err(root_cause)?;
+        let code = match page.status() == StatusCode::OK {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        };
+        print(page.text().map_err(root_cause)?.trim_end())?;
+        Ok(code)
     }
 }
 
 /// The last cause: the others only say that a request failed.
-fn root_cause(error: &dyn Error) -> String {
-    match error.source() {
-        Some(cause) => root_cause(cause),
-        None => error.to_string(),
+fn root_cause(error: reqwest::Error) -> io::Error {
+    let mut cause: &dyn Error = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
+    io::Error::other(cause.to_string())
 }

@@ -11,19 +11,19 @@ use super::{
     signals::{StopSignals, handle_hangup},
 };
 use crate::{
-    config::{BadValue, Settings},
+    config::{Given, Settings},
     proxies::Proxies,
     server::{self, Running},
     telemetry::{self, Telemetry, Tracing},
 };
 
 /// Runs `serve` or `demo` until a signal.
-pub(super) fn run(settings: Settings, bad_values: &[BadValue], demo: bool) -> ExitCode {
+pub(super) fn run(settings: Settings, given: &Given, demo: bool) -> ExitCode {
     let proxies = match demo {
         true => Ok(Proxies::default()), // it calls only this machine
         false => Proxies::from_environment(),
     };
-    let mut config = match settings.check(bad_values, proxies) {
+    let mut config = match settings.check(&given.bad_values, proxies) {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),
     };

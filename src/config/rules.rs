@@ -8,10 +8,10 @@ use rustls::pki_types::CertificateDer;
 use super::{BadValue, Problems, Settings};
 use crate::{
     certificates::{self, TlsFiles, TlsOptions},
-    create::LookUp,
+    create_batch::LookupPolicy,
     credentials::Credentials,
+    http_client::UpstreamOptions,
     proxies::Proxies,
-    upstream::UpstreamOptions,
 };
 
 /// A valid configuration: the settings, and what follows from several of them or from files.
@@ -40,7 +40,7 @@ impl Settings {
         if !self.grpc_web && !self.grpc_web_origins.is_empty() {
             broken.push("--grpc-web-origins has no effect without --grpc-web".to_owned());
         }
-        if self.generate_external_ids && self.look_up == LookUp::Never {
+        if self.generate_external_ids && self.look_up == LookupPolicy::Never {
             let problem = "--generate-external-ids has no effect with --look-up never";
             broken.push(problem.to_owned());
         }

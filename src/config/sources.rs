@@ -1,9 +1,14 @@
 //! Where values come from: flags override the environment, and that overrides the file.
 
-use std::{error::Error, ffi::OsString, fs, path::Path};
+use std::{
+    error::Error,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::{
-    ArgMatches, Command, FromArgMatches,
+    Arg, ArgMatches, Command,
     builder::{Resettable, ValueParser},
     error::{ContextKind, ContextValue},
     parser::ValueSource,
@@ -12,24 +17,13 @@ use toml::{Table, Value};
 
 use super::Problems;
 
-/// What was given by command line, environment and settings file, before it is typed.
+/// What was given by command line, environment and settings file.
 pub struct Given {
-    command: Command,
-    matches: ArgMatches,
-    /// All settings of the subcommand; none where it has no settings.
-    pub settings: Vec<GivenSetting>,
-}
-
-/// What was given for a setting.
-pub struct GivenSetting {
-    /// Its key in the settings file.
-    pub key: String,
-    /// Its value, given or default.
-    pub value: Option<OsString>,
-    /// Where the value comes from: flag, environment, file or default.
-    pub source: &'static str,
-    /// Whether the value must never be shown.
-    pub is_secret: bool,
+    /// The values. Settings with an invalid value have their default.
+    pub matches: ArgMatches,
+    /// What is wrong with single values.
+    pub bad_values: Vec<BadValue>,
+    in_file: Vec<String>,
 }
 
 /// An invalid value.
@@ -42,109 +36,94 @@ pub struct BadValue {
 }
 
 impl Given {
-    /// Reads the command line, the environment and the settings file. `with_settings` names the
-    /// subcommands that have settings. Help and wrong usage end the program here.
-    pub fn read(
-        command: &Command,
-        with_settings: &[&str],
-        line: &[OsString],
-    ) -> Result<Self, Problems> {
-        let mut untyped = with_settings.iter().fold(command.clone(), |cli, name| {
-            cli.mut_subcommand(name, |command| {
-                command.mut_args(|arg| arg.value_parser(ValueParser::os_string()))
-            })
+    /// Reads all sources. Help and wrong usage end the program here.
+    pub fn read(command: &Command, line: &[OsString]) -> Result<Self, Problems> {
+        let mut given = Self::parse(command, command.clone(), line);
+        let subcommand = given.matches.subcommand();
+        let file = subcommand.and_then(|(name, values)| {
+            let path: &PathBuf = values.try_get_one("config").ok()??;
+            Some((path, command.find_subcommand(name)?))
         });
-        // Types bring possible values, which help shows.
-        let mut matches = (untyped.clone().try_get_matches_from(line))
-            .unwrap_or_else(|_| command.clone().get_matches_from(line));
-        let mut in_file = Vec::new();
-        let file = matches.subcommand().and_then(|(name, values)| {
-            let path: &OsString = values.try_get_one("config").ok()??;
-            Some((name.to_owned(), path.clone()))
-        });
-        if let Some((name, path)) = file {
-            let arguments = untyped.find_subcommand(&name).into_iter();
-            let arguments = arguments.flat_map(Command::get_arguments);
-            let keys: Vec<_> = arguments.map(|arg| arg.get_id().to_string()).collect();
-            for (key, value) in read_file(Path::new(&path), &keys)? {
-                untyped = untyped.mut_subcommand(&name, |command| {
-                    command.mut_arg(&key, |arg| arg.default_value(value))
+        if let Some((path, subcommand)) = file {
+            let (mut in_file, mut with_file) = (Vec::new(), command.clone());
+            for (key, value) in read_file(path, subcommand)? {
+                // The values of the file are the defaults of the flags.
+                with_file = with_file.mut_subcommand(subcommand.get_name(), |subcommand| {
+                    subcommand.mut_arg(&key, |arg| arg.default_value(value))
                 });
                 in_file.push(key);
             }
-            matches = untyped.clone().get_matches_from(line);
+            given = Self::parse(command, with_file, line);
+            given.in_file = in_file;
         }
-        let subcommand = matches.subcommand();
-        let subcommand = subcommand.filter(|(name, _)| with_settings.contains(name));
-        let arguments = subcommand.and_then(|(name, _)| untyped.find_subcommand(name));
-        let settings = arguments
-            .into_iter()
-            .flat_map(Command::get_arguments)
-            .map(|arg| {
-                let key = arg.get_id().to_string();
-                let values = subcommand.map(|(_, values)| values);
-                GivenSetting {
-                    value: values
-                        .and_then(|values| Some(values.get_raw(&key)?.next_back()?.to_owned())),
-                    source: match values.and_then(|values| values.value_source(&key)) {
-                        Some(ValueSource::CommandLine) => "flag",
-                        Some(ValueSource::EnvVariable) => "environment",
-                        Some(_) if in_file.contains(&key) => "file",
-                        _ => "default",
-                    },
-                    is_secret: arg.is_hide_env_values_set(),
-                    key,
-                }
-            });
-        let settings = settings.collect();
-        Ok(Given {
-            command: command.clone(),
-            matches,
-            settings,
-        })
+        Ok(given)
     }
 
-    /// The arguments with their types. clap stops at the first invalid value; so each one is
-    /// noted and left to its default, until the rest is valid.
-    pub fn typed<C: FromArgMatches>(&self) -> (C, Vec<BadValue>) {
-        let typed = |matches| C::from_arg_matches(matches).unwrap_or_else(|error| error.exit());
+    /// clap stops at the first invalid value. So each one is noted and passed to an argument
+    /// that takes anything, while the setting keeps its default, until the rest is valid.
+    fn parse(defaults: &Command, mut command: Command, line: &[OsString]) -> Self {
         let mut bad_values = Vec::new();
-        let Some((name, _)) = self
-            .matches
-            .subcommand()
-            .filter(|_| !self.settings.is_empty())
-        else {
-            return (typed(&self.matches), bad_values);
-        };
-        let flag = |setting: &GivenSetting| {
-            let mut flag = OsString::from(format!("--{}=", setting.key.replace('_', "-")));
-            flag.push(setting.value.as_ref()?);
-            Some(flag)
-        };
-        let mut flags: Vec<OsString> = self.settings.iter().filter_map(flag).collect();
-        let command = self.command.clone().mut_subcommand(name, |command| {
-            command.mut_args(|arg| arg.env(Resettable::Reset)) // its value is among the flags
-        });
+        let name = line
+            .get(1)
+            .map_or("", |name| name.to_str().unwrap_or_default());
         loop {
-            let line = ["".into(), name.into()]
-                .into_iter()
-                .chain(flags.iter().cloned());
             let error = match command.clone().try_get_matches_from(line) {
-                Ok(matches) => return (typed(&matches), bad_values),
+                Ok(matches) => {
+                    return Given {
+                        matches,
+                        bad_values,
+                        in_file: Vec::new(),
+                    };
+                }
                 Err(error) => error,
             };
-            let Some(bad) = BadValue::from(&error) else {
-                error.exit()
-            };
-            let given = flags.len();
-            let start = format!("{}=", bad.flag);
-            flags.retain(|flag| !flag.as_encoded_bytes().starts_with(start.as_bytes()));
-            if flags.len() == given {
+            let bad = BadValue::from(&error);
+            let setting = bad
+                .as_ref()
+                .and_then(|bad| setting(defaults, name, &bad.flag));
+            let (Some(bad), Some(setting)) = (bad, setting) else {
                 error.exit();
-            }
+            };
+            let variable = setting.get_env().unwrap_or_default().to_owned();
+            let taker = Arg::new(format!("invalid {}", bad.flag))
+                .long(bad.flag.trim_start_matches('-').to_owned())
+                .env(variable)
+                .num_args(0..=1)
+                .value_parser(ValueParser::os_string());
+            let setting = setting
+                .clone()
+                .long(taker.get_id().to_string())
+                .env(Resettable::Reset);
+            command = command.mut_subcommand(name, |subcommand| {
+                subcommand
+                    .mut_arg(setting.get_id(), |_| setting.clone())
+                    .arg(taker)
+            });
             bad_values.push(bad);
         }
     }
+
+    /// Where the value of a setting comes from.
+    pub fn source(&self, key: &str) -> &'static str {
+        let values = self.matches.subcommand().map(|(_, values)| values);
+        match values.and_then(|values| values.value_source(key)) {
+            Some(ValueSource::CommandLine) => "flag",
+            Some(ValueSource::EnvVariable) => "environment",
+            Some(_) if self.in_file.iter().any(|known| known == key) => "file",
+            _ => "default",
+        }
+    }
+}
+
+/// The setting with this flag, if the subcommand has settings: one of them names the file.
+fn setting<'a>(command: &'a Command, subcommand: &str, flag: &str) -> Option<&'a Arg> {
+    let subcommand = command.find_subcommand(subcommand)?;
+    let find = |long| {
+        subcommand
+            .get_arguments()
+            .find(|arg| arg.get_long() == Some(long))
+    };
+    find("config").and_then(|_| find(flag.strip_prefix("--")?))
 }
 
 impl BadValue {
@@ -172,14 +151,15 @@ impl BadValue {
 }
 
 /// The keys and values of a settings file.
-fn read_file(path: &Path, settings: &[String]) -> Result<Vec<(String, String)>, Problems> {
+fn read_file(path: &Path, command: &Command) -> Result<Vec<(String, String)>, Problems> {
     let shown = path.display();
     let table = read_table(path).map_err(|problem| vec![format!("{shown}: {problem}")])?;
+    let is_setting = |key: &str| command.get_arguments().any(|arg| arg.get_id() == key);
     let mut problems = Vec::new();
     let mut values = Vec::new();
     for (key, value) in table {
         match text(&value) {
-            _ if key == "config" || !settings.contains(&key) => {
+            _ if key == "config" || !is_setting(&key) => {
                 problems.push(format!("{shown}: {key} is not a setting"));
             }
             Some(value) => values.push((key, value)),

@@ -16,7 +16,7 @@ use super::{
     catalog::{bare, properties, special_character},
 };
 use crate::{
-    outcome::Violation,
+    failure::Violation,
     proto::v1::{Batch, ListBatchesRequest, ListBatchesResponse},
 };
 

@@ -12,7 +12,7 @@ use super::{
     json::{Document, Json, text_of},
 };
 use crate::{
-    outcome::Violation,
+    failure::Violation,
     proto::{
         DESCRIPTOR_SET,
         v1::{Batch, CreateBatchRequest},

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::{
-    outcome::Violation,
+    failure::Violation,
     proto::v1::{CreateBatchRequest, InputFormat, Replay, TagValues},
 };
 

@@ -17,11 +17,7 @@ use tokio::{
 };
 use tonic::{Code, body::Body};
 
-use crate::{
-    deadline,
-    outcome::{Failure, NeverSent},
-    status::{self, Row},
-};
+use crate::failure::{Failure, Kind, NotSent, Reason};
 
 /// The most that a request message may have.
 pub(super) const LARGEST_MESSAGE: usize = 256 * 1024;
@@ -76,16 +72,16 @@ impl Bounds {
     }
 
     /// A call of `BatchService` begins with this metadata.
-    pub(super) fn open(&self, metadata: &HeaderMap) -> Result<Open, Refusal> {
+    pub(super) fn open(&self, metadata: &HeaderMap) -> Result<Open, Failure> {
         self.open_as(&self.calls, metadata)
     }
 
     /// Another call begins: health or reflection. Those may last, one for each connection.
-    pub(super) fn open_other(&self, metadata: &HeaderMap) -> Result<Open, Refusal> {
+    pub(super) fn open_other(&self, metadata: &HeaderMap) -> Result<Open, Failure> {
         self.open_as(&self.others, metadata)
     }
 
-    fn open_as(&self, kind: &Arc<Semaphore>, metadata: &HeaderMap) -> Result<Open, Refusal> {
+    fn open_as(&self, kind: &Arc<Semaphore>, metadata: &HeaderMap) -> Result<Open, Failure> {
         let fields = metadata.iter();
         let size = fields.map(|(name, value)| name.as_str().len() + value.len());
         let mut open = Open {
@@ -99,10 +95,10 @@ impl Bounds {
     }
 }
 
-fn take(of: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+fn take(of: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit, Failure> {
     let permits = u32::try_from(permits).ok();
     let taken = permits.and_then(|permits| of.clone().try_acquire_many_owned(permits).ok());
-    taken.ok_or(Refusal::Failed(Failure::NeverSent(NeverSent::Overloaded)))
+    taken.ok_or_else(|| Failure::transient(Kind::NotSent(NotSent::Overloaded)))
 }
 
 /// A call that takes a part of the bounds, until this is dropped.
@@ -116,7 +112,7 @@ pub(super) struct Open {
 
 impl Open {
     /// The call will have so many bytes more.
-    fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+    fn grow(&mut self, bytes: usize) -> Result<(), Failure> {
         self.size += bytes;
         let held = self
             .held
@@ -138,10 +134,14 @@ impl Open {
 #[derive(Debug)]
 pub(super) enum Refusal {
     Failed(Failure),
-    /// It breaks the protocol.
-    Protocol(&'static Row, &'static str),
     /// Nobody is there any more.
     Gone,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Refusal::Failed(failure)
+    }
 }
 
 /// Waits until the one message of a call has arrived, and with it the end of the request.
@@ -150,7 +150,7 @@ pub(super) async fn message(
     body: Body,
     head: &Parts,
     open: &mut Open,
-    begin: Instant,
+    (begin, deadline): (Instant, Option<Instant>),
     received: impl Fn(usize),
     check: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<Full<Bytes>, Refusal> {
@@ -161,17 +161,21 @@ pub(super) async fn message(
         return message;
     }
     check().map_err(Refusal::Failed)?;
-    let deadline = deadline::of_call(&head.headers, begin).map_err(Refusal::Failed)?;
     let arriving = take(&arriving, 1);
     let longest = begin + arriving.as_ref().map_or(SHORTER, |_| LONGEST);
     let until = deadline.unwrap_or(longest).min(longest);
     match timeout_at(until, whole).await {
         Ok(message) => message,
-        Err(_) if until < longest => Err(Refusal::Failed(Failure::DeadlineBeforeSending)),
-        Err(_) => Err(arriving.err().unwrap_or(Refusal::Protocol(
-            &status::MESSAGE_TIMEOUT,
-            "The message did not arrive within 10 s",
-        ))),
+        Err(_) if until < longest => {
+            let failure = Failure::refused(Kind::DeadlineBeforeSending);
+            Err(Refusal::Failed(failure))
+        }
+        Err(_) => Err(arriving.err().map(Refusal::Failed).unwrap_or_else(|| {
+            refused(
+                Reason::MessageTimeout,
+                "The message did not arrive within 10 s",
+            )
+        })),
     }
 }
 
@@ -225,18 +229,27 @@ async fn whole(
     }
 }
 
-fn not_one(what: &'static str) -> Refusal {
-    Refusal::Protocol(&status::NOT_ONE_MESSAGE, what)
+fn refused(reason: Reason, what: &str) -> Refusal {
+    Refusal::Failed(Failure::refused(Kind::RefusedByServer(
+        reason,
+        what.to_owned(),
+    )))
 }
 
-fn broken(what: &'static str) -> Refusal {
-    Refusal::Protocol(&status::INVALID_FRAMING, what)
+fn not_one(what: &str) -> Refusal {
+    refused(Reason::NotOneMessage, what)
 }
 
-const TOO_LARGE: Refusal = Refusal::Protocol(
-    &status::MESSAGE_TOO_LARGE,
-    "The message has more than 256 KiB",
-);
+fn broken(what: &str) -> Refusal {
+    refused(Reason::InvalidFraming, what)
+}
+
+fn too_large() -> Refusal {
+    refused(
+        Reason::MessageTooLarge,
+        "The message is larger than 256 KiB",
+    )
+}
 
 #[derive(Clone, Copy)]
 struct Prefix {
@@ -261,7 +274,7 @@ impl Prefix {
         };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
         match length > LARGEST_MESSAGE {
-            true => Err(TOO_LARGE),
+            true => Err(too_large()),
             false => Ok(Some(Prefix {
                 is_compressed,
                 length,
@@ -289,7 +302,7 @@ fn inflate(compressed: &[u8], open: &mut Open) -> Result<Bytes, Refusal> {
         .read_to_end(&mut message)
         .map_err(|_| broken("The message does not decompress"))?;
     if length > LARGEST_MESSAGE {
-        return Err(TOO_LARGE);
+        return Err(too_large());
     }
     open.grow(length)?;
     message[1..PREFIX].copy_from_slice(&(length as u32).to_be_bytes());

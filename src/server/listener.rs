@@ -31,7 +31,7 @@ use tracing::field::display;
 
 use super::{
     authority::{Authorities, Refused},
-    grpc::GrpcServices,
+    router::GrpcServices,
     tls::Tls,
     workers::Worker,
     writes::Writes,

@@ -14,7 +14,7 @@ pub(super) const TARGET: &str = "access";
 
 /// What the line says of its call.
 pub(super) struct AccessLine<'a> {
-    pub(super) method: &'static str,
+    pub(super) method: &'a str,
     pub(super) code: &'static str,
     pub(super) outcome: Option<&'static str>,
     pub(super) reason: Option<&'static str>,
@@ -58,7 +58,7 @@ impl AccessLine<'_> {
     fn members(&self) -> [(&'static str, Option<Value<'_>>); 12] {
         use Value::{Count, Milliseconds, Text, Word};
         [
-            ("method", Some(Word(self.method))),
+            ("method", Some(Text(self.method))),
             ("code", Some(Word(self.code))),
             ("outcome", self.outcome.map(Word)),
             ("reason", self.reason.map(Word)),

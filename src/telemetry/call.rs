@@ -20,16 +20,14 @@ use tonic::Code;
 use super::{
     BATCH_SERVICE, Telemetry,
     access::AccessLine,
-    metrics::{CreateLabels, Method, OutcomeLabel, TraceLabel, code_name},
-    rest::{RestCall, RestRequest},
+    metrics::{OutcomeLabel, ReasonLabels, TraceLabel},
     trace::TraceContext,
+    upstream_request::UpstreamRequest,
 };
 use crate::{
-    credentials,
-    outcome::{Failure, Outcome, Settled},
-    proto::v1::BatchOrigin,
-    quote::{Quote, Secrets},
-    status::{self, Row},
+    api::{Method, Route},
+    failure::Effect,
+    redact::{Redactor, Secrets},
 };
 
 /// What is known of a call, for all who work on it.
@@ -37,7 +35,7 @@ use crate::{
 pub struct CallRecord {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) trace: TraceContext,
-    method: Method,
+    method: &'static Method,
     request_id: HeaderValue,
     client: Option<Arc<str>>,
     started: Instant,
@@ -47,70 +45,29 @@ pub struct CallRecord {
     /// In requests to the API, in microseconds.
     upstream: AtomicU64,
     code: OnceLock<Code>,
-    ending: OnceLock<Ending>,
+    completion: OnceLock<Completion>,
     secrets: OnceLock<Secrets>,
 }
 
-/// How a create ended.
-#[derive(Debug)]
-struct Ending {
-    outcome: Outcome,
-    reason: &'static str,
-    http_status: Option<u16>,
-    batch_id: Option<String>,
-}
-
-impl Ending {
-    /// The API may call anything the id of a batch, a token too. In failures it is
-    /// fit to be shown already.
-    fn of(result: &Result<Settled, Failure>, quote: Quote<'_>) -> Self {
-        match result {
-            Ok(Settled { batch, origin }) => Ending {
-                outcome: Outcome::Applied,
-                reason: origin_name(*origin),
-                http_status: None,
-                batch_id: Some(quote.id(&batch.id)),
-            },
-            Err(failure) => {
-                let row = status::row(failure);
-                Ending {
-                    outcome: row.outcome,
-                    reason: row.reason,
-                    http_status: http_status(failure),
-                    batch_id: batch_id(failure).map(str::to_owned),
-                }
-            }
-        }
-    }
-}
-
-/// How a batch came to be known, where failures have their reason.
-fn origin_name(origin: BatchOrigin) -> &'static str {
-    match origin {
-        BatchOrigin::Unspecified | BatchOrigin::Created => "CREATED",
-        BatchOrigin::Found => "FOUND",
-        BatchOrigin::Recovered => "RECOVERED",
-    }
-}
-
-fn http_status(failure: &Failure) -> Option<u16> {
-    match failure {
-        Failure::Refused(refusal) => Some(refusal.status.as_u16()),
-        Failure::Unusable(answer) => Some(answer.status.as_u16()),
-        Failure::LookUp(look_up) => http_status(&look_up.cause),
-        _ => None,
-    }
-}
-
-fn batch_id(failure: &Failure) -> Option<&str> {
-    match failure {
-        Failure::Unusable(answer) => answer.batch_id.as_deref(),
-        Failure::ExternalIdTaken { batch_id } => Some(batch_id),
-        _ => None,
-    }
+/// How a call ended, as logs, metrics and spans tell it.
+#[derive(Clone, Debug, Default)]
+pub struct Completion {
+    /// What it changed, if it is of a method that can change something.
+    pub outcome: Option<Effect>,
+    /// Why it failed, or how its batch came to be known.
+    pub reason: Option<&'static str>,
+    /// The HTTP status of the response that tells of a failure.
+    pub http_status: Option<u16>,
+    /// The batch, fit to be shown.
+    pub batch_id: Option<String>,
 }
 
 impl CallRecord {
+    /// The method that is called.
+    pub fn method(&self) -> &'static Method {
+        self.method
+    }
+
     /// The call's `x-request-id`, the caller's or a new one.
     pub fn request_id(&self) -> &HeaderValue {
         &self.request_id
@@ -132,71 +89,63 @@ impl CallRecord {
     }
 
     /// A request to the API begins, at this host.
-    pub fn request(self: &Arc<Self>, call: RestCall, host: Option<&str>) -> RestRequest {
+    pub fn request(self: &Arc<Self>, route: Route, host: Option<&str>) -> UpstreamRequest {
         self.requests.fetch_add(1, Relaxed);
-        RestRequest::begin(call, host, self.clone())
+        UpstreamRequest::begin(route, host, self.clone())
     }
 
     pub(super) fn request_ended(&self, took: Duration) {
         self.upstream.fetch_add(took.as_micros() as u64, Relaxed);
     }
 
-    /// What may be in no line and no span.
-    pub fn keeps_secret(&self, secrets: Secrets) {
+    /// These may be in no log line and no span.
+    pub fn set_secrets(&self, secrets: Secrets) {
         let _ = self.secrets.set(secrets); // once for each call
     }
 
     /// Shows what the API said, without those.
-    pub fn quote(&self) -> Quote<'_> {
-        self.secrets.get().map(Quote::without).unwrap_or_default()
+    pub fn redactor(&self) -> Redactor<'_> {
+        self.secrets
+            .get()
+            .map(Redactor::without)
+            .unwrap_or_default()
     }
 
-    /// The call's create ended so, for its caller.
-    pub fn create_ended(&self, result: &Result<Settled, Failure>) {
-        self.ended(Ending::of(result, self.quote()));
-    }
-
-    /// The call was refused before the service saw it, and is answered so.
-    pub fn refused(&self, row: &Row) {
-        self.ended(Ending {
-            outcome: row.outcome,
-            reason: row.reason,
-            http_status: None,
-            batch_id: None,
-        });
-        self.answered(row.code);
-    }
-
-    fn ended(&self, ending: Ending) {
-        if self.method == Method::CreateBatch {
-            let labels = CreateLabels {
-                outcome: ending.outcome.as_str(),
-                reason: ending.reason,
+    /// Records the result that the caller receives.
+    pub fn complete(&self, completion: Completion) {
+        if let Some(outcome) = completion.outcome {
+            let labels = ReasonLabels {
+                outcome: outcome.as_str(),
+                reason: completion.reason.unwrap_or_default(),
             };
             let creates = &self.telemetry.metrics.creates;
             creates.get_or_create(&labels).inc();
         }
-        let _ = self.ending.set(ending); // once for each call
+        let _ = self.completion.set(completion); // once for each call
     }
 
-    /// The call's create ended so after its caller had left.
-    pub fn abandoned(&self, result: &Result<Settled, Failure>) {
-        let ending = Ending::of(result, self.quote());
-        let outcome = ending.outcome.as_str();
+    /// The result that the caller receives, once it is known.
+    pub fn completion(&self) -> Option<&Completion> {
+        self.completion.get()
+    }
+
+    /// The call completed after its caller had disconnected.
+    pub fn abandoned(&self, completion: &Completion) {
+        let outcome = completion.outcome.map(Effect::as_str).unwrap_or_default();
         let abandoned = &self.telemetry.metrics.abandoned;
         abandoned.get_or_create(&OutcomeLabel { outcome }).inc();
         tracing::warn!(
             request_id = self.shown_request_id(),
             trace_id = self.trace.trace_id(),
             outcome,
-            reason = ending.reason,
-            batch_id = ending.batch_id,
-            "create ended after its caller had left"
+            reason = completion.reason,
+            batch_id = completion.batch_id,
+            "create completed after the client disconnected"
         );
     }
 
-    /// The call is answered with this code.
-    pub fn answered(&self, code: Code) {
+    /// The call ends with this code.
+    pub fn set_code(&self, code: Code) {
         let _ = self.code.set(code); // the first holds
     }
 
@@ -205,14 +154,14 @@ impl CallRecord {
     }
 
     fn log(&self, code: Code, took: Duration) {
-        let ending = self.ending.get();
+        let completion = self.completion.get();
         let line = AccessLine {
-            method: self.method.as_str(),
+            method: &self.method.name,
             code: code_name(code),
-            outcome: ending.map(|ending| ending.outcome.as_str()),
-            reason: ending.map(|ending| ending.reason),
-            http_status: ending.and_then(|ending| ending.http_status),
-            batch_id: ending.and_then(|ending| ending.batch_id.as_deref()),
+            outcome: completion.and_then(|c| c.outcome).map(Effect::as_str),
+            reason: completion.and_then(|c| c.reason),
+            http_status: completion.and_then(|c| c.http_status),
+            batch_id: completion.and_then(|c| c.batch_id.as_deref()),
             request_id: self.shown_request_id(),
             trace_id: self.trace.trace_id(),
             client: self.client.as_deref(),
@@ -229,13 +178,17 @@ impl CallRecord {
         };
         let span = context.span();
         if span.is_recording() {
-            let name = status_name(code);
+            let name = code_name(code);
             span.set_attribute(KeyValue::new("rpc.response.status_code", name));
-            if let Some(ending) = self.ending.get() {
-                span.set_attribute(KeyValue::new("aep.outcome", ending.outcome.as_str()));
-                span.set_attribute(KeyValue::new("aep.reason", ending.reason));
-                if let Some(id) = &ending.batch_id {
-                    span.set_attribute(KeyValue::new("aep.batch_id", id.clone()));
+            let completion = self.completion.get().cloned().unwrap_or_default();
+            for (key, value) in [
+                ("aep.outcome", completion.outcome.map(|o| o.as_str().into())),
+                ("aep.reason", completion.reason.map(Into::into)),
+                ("aep.batch_id", completion.batch_id.map(Into::into)),
+            ] {
+                if let Some(value) = value {
+                    let value: opentelemetry::Value = value;
+                    span.set_attribute(KeyValue::new(key, value));
                 }
             }
             // The codes for which a server is to blame (OpenTelemetry's
@@ -266,8 +219,8 @@ fn milliseconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e3
 }
 
-/// As OpenTelemetry has it: the name in the gRPC specification.
-fn status_name(code: Code) -> &'static str {
+/// The name in the gRPC specification.
+fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",
@@ -296,7 +249,8 @@ pub struct Call(Arc<CallRecord>);
 impl Call {
     pub(super) fn begin(
         telemetry: Arc<Telemetry>,
-        method: Method,
+        method: &'static Method,
+        request_id: HeaderValue,
         headers: &HeaderMap,
         client: Option<Arc<str>>,
     ) -> Self {
@@ -306,7 +260,7 @@ impl Call {
         let caller = TraceContext::of_caller(headers);
         let trace = match &telemetry.tracer {
             Some(tracer) if !caller.is_declined => {
-                let name = format!("{BATCH_SERVICE}/{}", method.as_str());
+                let name = format!("{BATCH_SERVICE}/{}", method.name);
                 let attributes = [
                     KeyValue::new("rpc.system.name", "grpc"),
                     KeyValue::new("rpc.method", name.clone()),
@@ -324,7 +278,7 @@ impl Call {
         Call(Arc::new(CallRecord {
             trace,
             method,
-            request_id: credentials::request_id(headers),
+            request_id,
             client,
             started: Instant::now(),
             received: AtomicU64::new(0),
@@ -332,7 +286,7 @@ impl Call {
             requests: AtomicU32::new(0),
             upstream: AtomicU64::new(0),
             code: OnceLock::new(),
-            ending: OnceLock::new(),
+            completion: OnceLock::new(),
             secrets: OnceLock::new(),
             telemetry,
         }))

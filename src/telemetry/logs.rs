@@ -51,11 +51,11 @@ impl FromStr for LogFilter {
             match directive.split_once('=') {
                 None => targets = ours(level(directive)?),
                 Some((target, of)) if is_target(target) => named.push((target, level(of)?)),
-                Some((target, _)) => return Err(format!("has {target:?}, which is no target")),
+                Some((target, _)) => return Err(format!("{target:?} is not a target")),
             }
         }
         if directives.count() == 0 {
-            return Err(format!("is empty: {LEVELS}"));
+            return Err(format!("it is empty: {LEVELS}"));
         }
         Ok(LogFilter {
             given: given.to_owned(),
@@ -64,13 +64,13 @@ impl FromStr for LogFilter {
     }
 }
 
-const LEVELS: &str = "there are off, error, warn, info, debug and trace, and directives like \
+const LEVELS: &str = "use off, error, warn, info, debug, trace, or directives such as \
     info,h2=debug";
 
 fn level(word: &str) -> Result<LevelFilter, String> {
     let is_word = word.starts_with(|c: char| c.is_ascii_alphabetic());
     let level = word.parse().ok().filter(|_| is_word);
-    level.ok_or_else(|| format!("has {word:?}, which is no level: {LEVELS}"))
+    level.ok_or_else(|| format!("{word:?} is not a level: {LEVELS}"))
 }
 
 fn is_target(name: &str) -> bool {
@@ -136,9 +136,7 @@ impl LogLevel {
 
     /// Another filter from now on. Fails with what is wrong with it.
     pub fn set(&self, filter: &str) -> Result<(), String> {
-        let LogFilter { given, targets } = filter
-            .parse()
-            .map_err(|problem| format!("the filter {problem}"))?;
+        let LogFilter { given, targets } = filter.parse()?;
         let mut shown = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         let reloaded = self.handle.reload(targets);
         reloaded.map_err(|error| error.to_string())?;
@@ -190,21 +188,21 @@ mod tests {
     #[test]
     fn what_is_no_filter_is_refused() {
         for (filter, told) in [
-            ("", "is empty"),
-            (" , ", "is empty"),
-            ("warning", "no level"),
-            ("inof", "no level"),
-            ("h2", "no level"),
-            ("3", "no level"),
-            ("info debug", "no level"),
-            ("info,verbose", "no level"),
-            ("h2=", "no level"),
-            ("h2=loud", "no level"),
-            ("a=b=c", "no level"),
-            ("=info", "no target"),
-            ("[span]=info", "no target"),
-            ("a[b{c=\"(x+)+\"}]=trace", "no target"),
-            ("a b=info", "no target"),
+            ("", "it is empty"),
+            (" , ", "it is empty"),
+            ("warning", "not a level"),
+            ("inof", "not a level"),
+            ("h2", "not a level"),
+            ("3", "not a level"),
+            ("info debug", "not a level"),
+            ("info,verbose", "not a level"),
+            ("h2=", "not a level"),
+            ("h2=loud", "not a level"),
+            ("a=b=c", "not a level"),
+            ("=info", "not a target"),
+            ("[span]=info", "not a target"),
+            ("a[b{c=\"(x+)+\"}]=trace", "not a target"),
+            ("a b=info", "not a target"),
         ] {
             let problem = filter.parse::<LogFilter>().expect_err(filter);
             assert!(problem.contains(told), "{filter}: {problem}");

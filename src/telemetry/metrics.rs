@@ -18,8 +18,11 @@ use prometheus_client::{
 };
 use tonic::Code;
 
-use super::{log_queue, process::Process, rest::RestCall};
-use crate::{outcome::Outcome, status};
+use super::{BATCH_SERVICE, log_queue, process::Process};
+use crate::{
+    api::{self, Method, ROUTES},
+    failure::{Effect, Reason},
+};
 
 /// Seconds: 1 ms to 30 s, with the default of `--request-timeout`.
 const LATENCY: [f64; 15] = [
@@ -28,36 +31,6 @@ const LATENCY: [f64; 15] = [
 
 /// Bytes: 64 to 256 Ki, the largest message.
 const SIZE: [f64; 7] = [64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0];
-
-/// The methods that have labels of their own. Callers choose paths, and must
-/// not choose labels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// `CreateBatch`.
-    CreateBatch,
-    /// Any that there is not.
-    Other,
-}
-
-impl Method {
-    const ALL: [Method; 2] = [Method::CreateBatch, Method::Other];
-
-    /// The method with this name.
-    pub fn of(name: &str) -> Self {
-        match name {
-            "CreateBatch" => Method::CreateBatch,
-            _ => Method::Other,
-        }
-    }
-
-    /// The name as a label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Method::CreateBatch => "CreateBatch",
-            Method::Other => "other",
-        }
-    }
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodLabels {
@@ -88,19 +61,19 @@ label!(ResultLabel, result);
 label!(ReasonLabel, reason);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct CreateLabels {
+pub(super) struct ReasonLabels {
     pub(super) outcome: &'static str,
     pub(super) reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct RestLabels {
+pub(super) struct RouteLabels {
     pub(super) http_request_method: &'static str,
     pub(super) url_template: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct AnsweredLabels {
+pub(super) struct ResponseLabels {
     pub(super) http_request_method: &'static str,
     pub(super) url_template: &'static str,
     pub(super) http_response_status_code: Option<u16>,
@@ -154,16 +127,16 @@ impl MethodMetrics {
 
 #[derive(Debug)]
 pub(super) struct Metrics {
-    methods: [MethodMetrics; 2],
+    methods: Vec<MethodMetrics>,
     pub(super) calls_in_flight: Gauge,
-    pub(super) creates_in_flight: Gauge,
-    pub(super) max_creates_in_flight: Gauge,
-    pub(super) creates: Family<CreateLabels, Counter>,
+    pub(super) executions_in_flight: Gauge,
+    pub(super) max_in_flight: Gauge,
+    pub(super) creates: Family<ReasonLabels, Counter>,
     pub(super) abandoned: Family<OutcomeLabel, Counter>,
-    pub(super) look_ups: Family<ResultLabel, Counter>,
+    pub(super) lookups: Family<ResultLabel, Counter>,
     pub(super) retries: Counter,
-    pub(super) request_seconds: Family<AnsweredLabels, Histogram>,
-    active_requests: [Gauge; 2],
+    pub(super) request_seconds: Family<ResponseLabels, Histogram>,
+    pub(super) active_requests: Family<RouteLabels, Gauge>,
     pub(super) connects: Family<ResultLabel, Counter>,
     pub(super) connect_seconds: Histogram,
     pub(super) connections: Gauge,
@@ -186,12 +159,12 @@ impl Metrics {
                 "aep_gateway_calls_in_flight",
                 "Calls that have started and not ended",
             ),
-            creates_in_flight: registered(
+            executions_in_flight: registered(
                 registry,
                 "aep_gateway_creates_in_flight",
                 "Creates that have not ended, also those whose caller has left",
             ),
-            max_creates_in_flight: registered(
+            max_in_flight: registered(
                 registry,
                 "aep_gateway_max_creates_in_flight",
                 "How many creates may be in flight (--max-in-flight)",
@@ -206,7 +179,7 @@ impl Metrics {
                 "aep_gateway_abandoned_creates",
                 "Creates that ended after their caller had left",
             ),
-            look_ups: registered(
+            lookups: registered(
                 registry,
                 "aep_gateway_look_ups",
                 "Look-ups by external id, by what came of them",
@@ -217,7 +190,11 @@ impl Metrics {
                 "Requests to the API that were sent again",
             ),
             request_seconds: Family::new_with_constructor(|| Histogram::new(LATENCY)),
-            active_requests: active_requests(registry),
+            active_requests: registered(
+                registry,
+                "http_client_active_requests",
+                "Requests to the API that have no response yet",
+            ),
             connects: registered(
                 registry,
                 "aep_gateway_upstream_connects",
@@ -299,17 +276,16 @@ impl Metrics {
     /// Makes every combination of labels that is known beforehand.
     fn begin_at_zero(&self) {
         for origin in ["CREATED", "FOUND", "RECOVERED"] {
-            self.create(Outcome::Applied.as_str(), origin);
+            self.create(Effect::Applied, origin);
         }
-        for row in status::TABLE {
-            self.create(row.outcome.as_str(), row.reason);
+        for reason in Reason::ALL {
+            self.create(reason.effect(), reason.as_str());
         }
-        for outcome in [Outcome::Applied, Outcome::NotApplied, Outcome::Unknown] {
-            let outcome = outcome.as_str();
+        for outcome in Effect::ALL.map(Effect::as_str) {
             let _ = self.abandoned.get_or_create(&OutcomeLabel { outcome });
         }
         for result in ["found", "nothing", "failed"] {
-            let _ = self.look_ups.get_or_create(&ResultLabel { result });
+            let _ = self.lookups.get_or_create(&ResultLabel { result });
         }
         for result in ["ok", "failed"] {
             let _ = self.connects.get_or_create(&ResultLabel { result });
@@ -318,22 +294,20 @@ impl Metrics {
         for reason in ["accept", "limit", "silent", "tls"] {
             let _ = (self.refused_connections).get_or_create(&ReasonLabel { reason });
         }
-        for call in RestCall::ALL {
-            let answered = call.answered(Some(200), ErrorType::None);
-            let _ = self.request_seconds.get_or_create(&answered);
+        for route in ROUTES {
+            let _ = (self.active_requests).get_or_create(&RouteLabels::of(*route));
+            let response = ResponseLabels::of(*route, Some(200), ErrorType::None);
+            let _ = self.request_seconds.get_or_create(&response);
         }
     }
 
-    fn create(&self, outcome: &'static str, reason: &'static str) {
-        let _ = (self.creates).get_or_create(&CreateLabels { outcome, reason });
+    fn create(&self, outcome: Effect, reason: &'static str) {
+        let outcome = outcome.as_str();
+        let _ = (self.creates).get_or_create(&ReasonLabels { outcome, reason });
     }
 
-    pub(super) fn method(&self, method: Method) -> &MethodMetrics {
-        &self.methods[method as usize]
-    }
-
-    pub(super) fn active_requests(&self, call: RestCall) -> &Gauge {
-        &self.active_requests[call as usize]
+    pub(super) fn method(&self, method: &Method) -> &MethodMetrics {
+        &self.methods[method.index]
     }
 }
 
@@ -346,19 +320,9 @@ where
     metric
 }
 
-/// One for each of [`RestCall::ALL`].
-fn active_requests(registry: &mut Registry) -> [Gauge; 2] {
-    let family: Family<RestLabels, Gauge> = registered(
-        registry,
-        "http_client_active_requests",
-        "Requests to the API that have not been answered",
-    );
-    RestCall::ALL.map(|call| family.get_or_create_owned(&call.labels()))
-}
-
-/// All calls are of one service and one type, so that what a call counts needs
-/// no look-up by labels.
-fn method_metrics(registry: &mut Registry) -> [MethodMetrics; 2] {
+/// One for each of [`api::methods`], so that what a call counts needs no look-up
+/// by labels.
+fn method_metrics(registry: &mut Registry) -> Vec<MethodMetrics> {
     let started: Family<MethodLabels, Counter> =
         registered(registry, "grpc_server_started", "Calls that were started");
     let handled: Family<HandledLabels, Counter> =
@@ -385,9 +349,9 @@ fn method_metrics(registry: &mut Registry) -> [MethodMetrics; 2] {
         "grpc_server_call_sent_total_compressed_message_size",
         "Bytes of messages that a call sent",
     );
-    Method::ALL.map(|method| {
-        let (grpc_type, grpc_service) = ("unary", "aep.ingestion.v1.BatchService");
-        let grpc_method = method.as_str();
+    let metrics = |method: &'static Method| {
+        let (grpc_type, grpc_service) = (method.grpc_type(), BATCH_SERVICE);
+        let grpc_method = &*method.name;
         let labels = MethodLabels {
             grpc_type,
             grpc_service,
@@ -400,18 +364,19 @@ fn method_metrics(registry: &mut Registry) -> [MethodMetrics; 2] {
                     grpc_type,
                     grpc_service,
                     grpc_method,
-                    grpc_code: code_name(Code::from_i32(code as i32)),
+                    grpc_code: grpc_code(Code::from_i32(code as i32)),
                 })
             }),
             seconds: seconds.get_or_create_owned(&labels),
             received: received.get_or_create_owned(&labels),
             sent: sent.get_or_create_owned(&labels),
         }
-    })
+    };
+    api::methods().iter().map(metrics).collect()
 }
 
-/// The names that go-grpc-middleware has made common.
-pub(super) fn code_name(code: Code) -> &'static str {
+/// The spelling that go-grpc-middleware has made common in this label.
+fn grpc_code(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "Canceled",

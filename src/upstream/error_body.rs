@@ -1,9 +1,9 @@
 //! The bodies of errors, in every shape that Adobe documents.
 
 use crate::{
+    failure::ErrorBody,
     mapping::json::{Document, Json, Members, text_of},
-    outcome::ApiError,
-    quote::Quote,
+    redact::Redactor,
 };
 
 /// How much of one text is quoted, in bytes.
@@ -19,16 +19,16 @@ const LONGEST: usize = 1024;
 /// It is read as leniently as a success: with a byte order mark, in Latin-1,
 /// with half a surrogate pair or a number that no double holds. A body of
 /// another shape is quoted as it is.
-pub fn read(body: &[u8], quote: &Quote<'_>) -> ApiError {
-    known_shape(body, quote).unwrap_or_else(|| ApiError {
-        detail: Some(quote.bytes(body, LONGEST)).filter(|text| !text.is_empty()),
+pub fn read(body: &[u8], redactor: &Redactor<'_>) -> ErrorBody {
+    known_shape(body, redactor).unwrap_or_else(|| ErrorBody {
+        detail: Some(redactor.bytes(body, LONGEST)).filter(|text| !text.is_empty()),
         ..Default::default()
     })
 }
 
-fn known_shape(body: &[u8], quote: &Quote<'_>) -> Option<ApiError> {
+fn known_shape(body: &[u8], redactor: &Redactor<'_>) -> Option<ErrorBody> {
     let text = text_of(body);
-    read_members(&Document::parse(&text)?.root().object()?, quote)
+    read_members(&Document::parse(&text)?.root().object()?, redactor)
 }
 
 /// Whether a body is an error, in these or other shapes: it has a member that
@@ -51,7 +51,7 @@ pub(super) fn is_error(body: &[u8]) -> bool {
     names.any(|name| MARKS.contains(&name))
 }
 
-fn read_members(members: &Members<'_>, quote: &Quote<'_>) -> Option<ApiError> {
+fn read_members(members: &Members<'_>, redactor: &Redactor<'_>) -> Option<ErrorBody> {
     // Of equal names the last holds, as for most readers of JSON.
     let member = |name: &str| members.iter().rfind(|(known, _)| known == name);
     let has = |name: &str| member(name).is_some();
@@ -60,14 +60,14 @@ fn read_members(members: &Members<'_>, quote: &Quote<'_>) -> Option<ApiError> {
         let (_, json) = member(name)?;
         let text = match json.is_null() {
             true => return None,
-            false => quote.text(&json.string().unwrap_or(json.text().to_owned()), LONGEST),
+            false => redactor.text(&json.string().unwrap_or(json.text().to_owned()), LONGEST),
         };
         (!text.is_empty()).then_some(text)
     };
 
     if has("error_code") {
         let code = text("error_code");
-        Some(ApiError {
+        Some(ErrorBody {
             is_adobes: code.as_deref().is_some_and(is_adobes_code),
             code,
             detail: text("message"),
@@ -75,7 +75,7 @@ fn read_members(members: &Members<'_>, quote: &Quote<'_>) -> Option<ApiError> {
             ..Default::default()
         })
     } else if has("title") && (has("status") || has("detail") || has("type")) {
-        Some(ApiError {
+        Some(ErrorBody {
             is_adobes: string("type").is_some_and(|uri| is_adobes_type(&uri)),
             code: text("errorCode").or_else(|| text("code")),
             title: text("title"),
@@ -84,7 +84,7 @@ fn read_members(members: &Members<'_>, quote: &Quote<'_>) -> Option<ApiError> {
         })
     } else if member("error").is_some_and(|(_, json)| is_string(*json)) && has("error_description")
     {
-        Some(ApiError {
+        Some(ErrorBody {
             code: text("error"),
             detail: text("error_description"),
             ..Default::default()
@@ -128,7 +128,7 @@ mod tests {
         let table = [
             (
                 r#"{"error_code":"403010","message":"Oauth token is missing."}"#,
-                ApiError {
+                ErrorBody {
                     is_adobes: true,
                     code: some("403010"),
                     detail: some("Oauth token is missing."),
@@ -137,7 +137,7 @@ mod tests {
             ),
             (
                 r#"{"error_code":403010,"message":null}"#,
-                ApiError {
+                ErrorBody {
                     is_adobes: true,
                     code: some("403010"),
                     ..Default::default()
@@ -145,7 +145,7 @@ mod tests {
             ),
             (
                 r#"{"type":"/placeholder/type/uri","status":400,"title":"BadRequestError","detail":"A valid content-type must be specified"}"#,
-                ApiError {
+                ErrorBody {
                     is_adobes: true,
                     title: some("BadRequestError"),
                     detail: some("A valid content-type must be specified"),
@@ -154,7 +154,7 @@ mod tests {
             ),
             (
                 r#"{"status":400,"title":"T","detail":{"why":"x"},"report":{"id":7}}"#,
-                ApiError {
+                ErrorBody {
                     title: some("T"),
                     detail: some(r#"{"why":"x"}"#),
                     report: some(r#"{"id":7}"#),
@@ -163,7 +163,7 @@ mod tests {
             ),
             (
                 r#"{"error":"invalid_client","error_description":"no such client"}"#,
-                ApiError {
+                ErrorBody {
                     code: some("invalid_client"),
                     detail: some("no such client"),
                     ..Default::default()
@@ -171,7 +171,11 @@ mod tests {
             ),
         ];
         for (body, expected) in table {
-            assert_eq!(read(body.as_bytes(), &Quote::default()), expected, "{body}");
+            assert_eq!(
+                read(body.as_bytes(), &Redactor::default()),
+                expected,
+                "{body}"
+            );
         }
     }
 
@@ -184,7 +188,7 @@ mod tests {
             br#"{"error_code":"403010","at":1e999,"at":-0}"#,
             br#"{"error_code":403010}"#,
         ] {
-            let error = read(body, &Quote::default());
+            let error = read(body, &Redactor::default());
             assert_eq!(error.code.as_deref(), Some("403010"), "{error:?}");
             assert!(error.is_adobes);
         }
@@ -201,11 +205,14 @@ mod tests {
             ("https://ns.adobe.com.example/", false),
         ] {
             let body = format!(r#"{{"type":"{uri}","title":"Conflict","status":409}}"#);
-            let error = read(body.as_bytes(), &Quote::default());
+            let error = read(body.as_bytes(), &Redactor::default());
             assert_eq!(error.is_adobes, expected, "{uri}");
             assert_eq!(error.title.as_deref(), Some("Conflict"));
         }
-        let nobodys = read(br#"{"error_code":"E1","message":"no"}"#, &Quote::default());
+        let nobodys = read(
+            br#"{"error_code":"E1","message":"no"}"#,
+            &Redactor::default(),
+        );
         assert!(!nobodys.is_adobes);
     }
 
@@ -219,13 +226,13 @@ mod tests {
             "[1]",
             "null",
         ] {
-            let error = read(body.as_bytes(), &Quote::default());
+            let error = read(body.as_bytes(), &Redactor::default());
             assert!(!error.is_adobes, "{body}");
             assert_eq!(error.detail.as_deref(), Some(body));
         }
-        assert_eq!(read(b" \n", &Quote::default()), ApiError::default());
+        assert_eq!(read(b" \n", &Redactor::default()), ErrorBody::default());
         let long = "x".repeat(1 << 20);
-        let detail = read(long.as_bytes(), &Quote::default()).detail;
+        let detail = read(long.as_bytes(), &Redactor::default()).detail;
         assert_eq!(detail.map(|text| text.len()), Some(LONGEST));
     }
 }

@@ -8,15 +8,15 @@
 
 use http::StatusCode;
 
-use crate::outcome::{ApiError, Outcome};
+use crate::failure::{Effect, ErrorBody, Reason};
 
 /// What a status proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proves {
     /// The batch was created.
-    Created,
+    Applied,
     /// The batch was created, if the response names it.
-    CreatedIfNamed,
+    AppliedIfNamed,
     /// Nothing was created: the request was refused before it was processed.
     NotApplied,
     /// Nothing was created, if the API itself wrote the response.
@@ -31,10 +31,10 @@ pub(super) enum Proves {
 pub(super) fn proves(status: StatusCode) -> Proves {
     match status.as_u16() {
         // The documented response (Batch Ingestion API reference, "Create a new batch").
-        201 => Proves::Created,
+        201 => Proves::Applied,
 
         // A filter's block page and a login page come as 200, too.
-        200 | 202..=299 => Proves::CreatedIfNamed,
+        200 | 202..=299 => Proves::AppliedIfNamed,
 
         // Send the same request elsewhere. After the other redirects a client goes on with GET,
         // so they may follow on a request that was processed.
@@ -66,17 +66,17 @@ pub(super) fn proves(status: StatusCode) -> Proves {
 }
 
 /// What became of the request, by a response that is no success.
-pub(super) fn outcome_of_refusal(status: StatusCode, error: &ApiError) -> Outcome {
-    let by_gateway = error.code.as_deref().is_some_and(is_gateway_code);
+pub(super) fn effect_of_error(status: StatusCode, body: &ErrorBody) -> Effect {
+    let by_gateway = body.code.as_deref().is_some_and(is_gateway_code);
     let proven = match proves(status) {
         Proves::NotApplied => true,
-        Proves::NotAppliedIfByApi => by_gateway || error.is_adobes,
+        Proves::NotAppliedIfByApi => by_gateway || body.is_adobes,
         Proves::NotAppliedIfByGateway => by_gateway && status.as_u16() >= 400,
-        Proves::Created | Proves::CreatedIfNamed => false, // no refusal
+        Proves::Applied | Proves::AppliedIfNamed => false, // no error
     };
     match proven {
-        true => Outcome::NotApplied,
-        false => Outcome::Unknown,
+        true => Effect::NotApplied,
+        false => Effect::Unknown,
     }
 }
 
@@ -100,17 +100,61 @@ fn is_gateway_code(code: &str) -> bool {
     GATEWAY_CODES.contains(&code)
 }
 
+/// What a response that is no success means. Who wrote it is not known: the API,
+/// or a proxy in front of it that did not let the request through.
+pub(super) fn reason(status: StatusCode, body: &ErrorBody, effect: Effect) -> Reason {
+    let status = status.as_u16();
+    if effect != Effect::NotApplied {
+        return match status {
+            408 | 499 | 500..=599 => Reason::UpstreamFailed,
+            _ => Reason::UpstreamUnproven,
+        };
+    }
+    match body.code.as_deref() {
+        Some(code) if means_no_credentials(code) => return Reason::ApiUnauthenticated,
+        Some(code) if means_unavailable(code) => return Reason::ApiUnavailable,
+        _ => {}
+    }
+    match status {
+        307 | 308 => Reason::ApiRedirected,
+        400 | 411 | 413 | 414 | 415 | 422 | 431 => Reason::ApiInvalidRequest,
+        401 => Reason::ApiUnauthenticated,
+        403 => Reason::ApiPermissionDenied,
+        404 => Reason::ApiNotFound,
+        405 | 501 => Reason::ApiNotImplemented,
+        409 => Reason::ApiConflict,
+        412 => Reason::ApiPreconditionFailed,
+        429 => Reason::ApiRateLimited,
+        _ => Reason::ApiRefused,
+    }
+}
+
+/// The codes that say "no or bad token or key". 403025 says that the token is
+/// good but has no right, and is not one of them.
+fn means_no_credentials(code: &str) -> bool {
+    matches!(
+        code,
+        "403000" | "403003" | "403010" | "403020" | "401013" | "401014" | "401015"
+    )
+}
+
+/// The codes that say that the gateway could not validate the key, the token,
+/// its profile or a signature just now. (The third comes with HTTP 403.)
+fn means_unavailable(code: &str) -> bool {
+    matches!(code, "503000" | "503010" | "503020" | "503030")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn outcome(status: u16, error: &ApiError) -> Outcome {
+    fn outcome(status: u16, error: &ErrorBody) -> Effect {
         let status = StatusCode::from_u16(status).expect("three digits");
-        outcome_of_refusal(status, error)
+        effect_of_error(status, error)
     }
 
-    fn error(code: Option<&str>, is_adobes: bool) -> ApiError {
-        ApiError {
+    fn error(code: Option<&str>, is_adobes: bool) -> ErrorBody {
+        ErrorBody {
             code: code.map(str::to_owned),
             is_adobes,
             ..Default::default()
@@ -129,18 +173,18 @@ mod tests {
             let adobes = outcome(number, &error(None, true));
             let gateways = outcome(number, &error(Some("503010"), true));
             let expected = match number {
-                _ if refused_before_processing.contains(&number) => [Outcome::NotApplied; 3],
-                403 | 409 | 412 => [Outcome::Unknown, Outcome::NotApplied, Outcome::NotApplied],
-                400..=999 => [Outcome::Unknown, Outcome::Unknown, Outcome::NotApplied],
-                _ => [Outcome::Unknown; 3],
+                _ if refused_before_processing.contains(&number) => [Effect::NotApplied; 3],
+                403 | 409 | 412 => [Effect::Unknown, Effect::NotApplied, Effect::NotApplied],
+                400..=999 => [Effect::Unknown, Effect::Unknown, Effect::NotApplied],
+                _ => [Effect::Unknown; 3],
             };
             assert_eq!([nobodys, adobes, gateways], expected, "{number}");
         }
         for number in 200..=299 {
             let status = StatusCode::from_u16(number).expect("three digits");
             let expected = match number {
-                201 => Proves::Created,
-                _ => Proves::CreatedIfNamed,
+                201 => Proves::Applied,
+                _ => Proves::AppliedIfNamed,
             };
             assert_eq!(proves(status), expected, "{number}");
         }
@@ -149,10 +193,10 @@ mod tests {
     #[test]
     fn only_codes_of_the_gateways_validation_prove_anything() {
         for code in ["503", "503001", "invalid_client", "503010 ", ""] {
-            assert_eq!(outcome(503, &error(Some(code), true)), Outcome::Unknown);
+            assert_eq!(outcome(503, &error(Some(code), true)), Effect::Unknown);
         }
         for code in GATEWAY_CODES {
-            assert_eq!(outcome(503, &error(Some(code), true)), Outcome::NotApplied);
+            assert_eq!(outcome(503, &error(Some(code), true)), Effect::NotApplied);
         }
     }
 }

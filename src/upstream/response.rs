@@ -11,17 +11,22 @@ use super::{
     proof::{self, Proves},
 };
 use crate::{
-    credentials::REQUEST_ID,
+    api::Safety,
+    failure::{ApiError, Effect, ErrorBody, Failure, InvalidResponse, Kind, Reason, Retry},
+    headers::REQUEST_ID,
     mapping::{self, NoBatch},
-    outcome::{ApiError, Failure, Outcome, Refusal, UnusableAnswer},
     proto::v1::Batch,
-    quote::Quote,
+    redact::Redactor,
 };
 
-/// The most that is read of a success. A list of numbers grows eleven times on
-/// its way into protobuf when it stands in a field and in `extra`, and gRPC
-/// clients take 4 MiB by default.
+/// The most that is read of the response to a create. A list of numbers grows
+/// eleven times on its way into protobuf when it stands in a field and in
+/// `extra`, and gRPC clients take 4 MiB by default.
 const LARGEST_SUCCESS: usize = 256 * 1024;
+
+/// The most that is read of the response to a read: a page of Catalog may have
+/// 100 batches.
+const LARGEST_READ: usize = 1024 * 1024;
 
 /// The most that is read of an error.
 const LARGEST_ERROR: usize = 64 * 1024;
@@ -33,6 +38,8 @@ const QUOTED: usize = 512;
 pub(super) struct Response {
     status: StatusCode,
     headers: HeaderMap,
+    /// What repeating the request may do.
+    safety: Safety,
     /// As much of it as is read of such a response, decompressed.
     body: Vec<u8>,
     end: BodyEnd,
@@ -47,13 +54,14 @@ enum BodyEnd {
 }
 
 impl Response {
-    pub(super) async fn read(response: &mut reqwest::Response) -> Self {
+    pub(super) async fn read(response: &mut reqwest::Response, safety: Safety) -> Self {
         let status = response.status();
         let headers = mem::take(response.headers_mut());
         let mut body = Vec::new();
-        let largest = match status.is_success() {
-            true => LARGEST_SUCCESS,
-            false => LARGEST_ERROR,
+        let largest = match (status.is_success(), safety) {
+            (false, _) => LARGEST_ERROR,
+            (true, Safety::Safe) => LARGEST_READ,
+            (true, _) => LARGEST_SUCCESS,
         };
         let end = loop {
             if status.is_redirection() {
@@ -76,16 +84,17 @@ impl Response {
         Response {
             status,
             headers,
+            safety,
             body,
             end,
         }
     }
 
     /// The batch that the response to `POST /batches` names.
-    pub(super) fn batch(&self, quote: &Quote<'_>) -> Result<Batch, Failure> {
+    pub(super) fn batch(&self, redactor: &Redactor<'_>) -> Result<Batch, Failure> {
         // An error, or a page: somebody in between may answer 200 with it, but never 201.
-        let may_be_an_error = proof::proves(self.status) == Proves::CreatedIfNamed;
-        self.success(quote, |body| {
+        let may_be_an_error = proof::proves(self.status) == Proves::AppliedIfNamed;
+        self.success(redactor, |body| {
             match may_be_an_error && error_body::is_error(body) {
                 true => Err(NoBatch::IsError),
                 false => mapping::batch_from_json(body),
@@ -93,75 +102,104 @@ impl Response {
         })
     }
 
-    /// The batches that the response to Catalog's `GET /batches` lists.
-    pub(super) fn batches(&self, quote: &Quote<'_>) -> Result<Vec<Batch>, Failure> {
-        self.success(quote, mapping::batches_from_json)
-    }
-
     /// Reads a success. JSON that is whole needs no proper end of the body.
-    fn success<T>(
+    pub(super) fn success<T>(
         &self,
-        quote: &Quote<'_>,
+        redactor: &Redactor<'_>,
         read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
     ) -> Result<T, Failure> {
         match self.status.is_success() {
-            true => read(&self.body).map_err(|error| self.unusable(quote, error)),
-            false => Err(self.refusal(quote)),
+            true => read(&self.body).map_err(|error| self.invalid(redactor, error)),
+            false => Err(self.error(redactor)),
         }
     }
 
-    fn refusal(&self, quote: &Quote<'_>) -> Failure {
-        let error = match self.body.is_empty() {
-            true => ApiError::default(),
-            false => error_body::read(&self.body, quote),
+    fn error(&self, redactor: &Redactor<'_>) -> Failure {
+        let body = match self.body.is_empty() {
+            true => ErrorBody::default(),
+            false => error_body::read(&self.body, redactor),
         };
-        Failure::Refused(Box::new(Refusal {
-            status: self.status,
-            outcome: proof::outcome_of_refusal(self.status, &error),
-            error,
-            retry_after: retry_after(&self.headers),
-            request_id: self.text_of(&REQUEST_ID, quote),
-            redirect_host: match self.status.is_redirection() {
-                true => self.redirect_host(quote),
-                false => None,
+        let effect = proof::effect_of_error(self.status, &body);
+        let reason = proof::reason(self.status, &body, effect);
+        let is_transient = match reason {
+            Reason::ApiUnavailable => true,
+            Reason::ApiRateLimited => retry_after(&self.headers).is_some(),
+            _ => self.safety == Safety::Safe && !self.status.is_client_error(),
+        };
+        Failure {
+            effect: self.effect(effect),
+            retry: match retry_after(&self.headers) {
+                _ if !is_transient => Retry::Never,
+                Some(delay) => Retry::After(delay),
+                None => Retry::Backoff,
             },
-        }))
+            kind: Kind::Api(Box::new(ApiError {
+                reason,
+                status: self.status,
+                body,
+                request_id: self.text_of(&REQUEST_ID, redactor),
+                redirect_host: match self.status.is_redirection() {
+                    true => self.redirect_host(redactor),
+                    false => None,
+                },
+            })),
+        }
+    }
+
+    /// What the response proves to have been changed. A read changes nothing.
+    fn effect(&self, proven: Effect) -> Effect {
+        match self.safety {
+            Safety::Safe => Effect::NotApplied,
+            Safety::Idempotent | Safety::NotIdempotent => proven,
+        }
     }
 
     /// A success that cannot be read. It may prove the batch all the same.
-    pub(super) fn unusable(&self, quote: &Quote<'_>, error: NoBatch) -> Failure {
-        let location = self.text_of(&header::LOCATION, quote);
+    pub(super) fn invalid(&self, redactor: &Redactor<'_>, error: NoBatch) -> Failure {
+        let location = self.text_of(&header::LOCATION, redactor);
         let located = location.as_deref().and_then(batch_id_of).map(str::to_owned);
         let shown = || match error {
             NoBatch::IsError => None,
             _ => mapping::batch_id_in_beginning(&self.body),
         };
-        let batch_id = located.or_else(shown).map(|id| quote.id(&id));
-        let is_proven = proof::proves(self.status) == Proves::Created || batch_id.is_some();
-        Failure::Unusable(Box::new(UnusableAnswer {
-            status: self.status,
-            outcome: match is_proven {
-                true => Outcome::Applied,
-                false => Outcome::Unknown,
+        let batch_id = located.or_else(shown).map(|id| redactor.id(&id));
+        let is_applied = match self.safety {
+            // It would be as large the next time.
+            Safety::Safe => self.end == BodyEnd::TooLarge,
+            _ => proof::proves(self.status) == Proves::Applied || batch_id.is_some(),
+        };
+        let (reason, effect, retry) = match is_applied {
+            true => (Reason::AnswerUnusable, Effect::Applied, Retry::Never),
+            false => (Reason::AnswerUnproven, Effect::Unknown, Retry::Backoff),
+        };
+        Failure {
+            effect: self.effect(effect),
+            retry: match self.safety {
+                Safety::NotIdempotent => Retry::Never,
+                Safety::Safe | Safety::Idempotent => retry,
             },
-            problem: match self.end {
-                BodyEnd::Complete => error.to_string(),
-                BodyEnd::TooLarge => format!("is larger than {LARGEST_SUCCESS} bytes"),
-                BodyEnd::Broken => "is incomplete".to_owned(),
-            },
-            beginning: quote.bytes(&self.body, QUOTED),
-            location,
-            batch_id,
-            request_id: self.text_of(&REQUEST_ID, quote),
-        }))
+            kind: Kind::InvalidResponse(Box::new(InvalidResponse {
+                reason,
+                status: self.status,
+                problem: match self.end {
+                    BodyEnd::Complete => error.to_string(),
+                    BodyEnd::TooLarge => format!("is larger than {} bytes", self.body.len()),
+                    BodyEnd::Broken => "is incomplete".to_owned(),
+                },
+                beginning: redactor.bytes(&self.body, QUOTED),
+                location,
+                batch_id,
+                request_id: self.text_of(&REQUEST_ID, redactor),
+            })),
+        }
     }
 
-    fn text_of(&self, name: &header::HeaderName, quote: &Quote<'_>) -> Option<String> {
-        Some(quote.bytes(self.headers.get(name)?.as_bytes(), QUOTED))
+    fn text_of(&self, name: &header::HeaderName, redactor: &Redactor<'_>) -> Option<String> {
+        Some(redactor.bytes(self.headers.get(name)?.as_bytes(), QUOTED))
     }
 
-    fn redirect_host(&self, quote: &Quote<'_>) -> Option<String> {
-        let location = self.text_of(&header::LOCATION, quote)?;
+    fn redirect_host(&self, redactor: &Redactor<'_>) -> Option<String> {
+        let location = self.text_of(&header::LOCATION, redactor)?;
         Some(Url::parse(&location).ok()?.host_str()?.to_owned())
     }
 }

@@ -26,17 +26,6 @@ from harness.process import ROOT, HarnessError, run  # noqa: E402
 from harness.programs import Programs  # noqa: E402
 
 
-def pytest_addoption(parser):
-    parser.addoption(
-        "--gateway", default="target/debug/aep-batch-gateway",
-        help="the gateway's binary, as a path from the repository's root",
-    )  # fmt: skip
-    parser.addoption(
-        "--calls", type=int, default=300,
-        help="calls of each test with random faults: 300 by default, 3000 for a full run",
-    )  # fmt: skip
-
-
 def pytest_configure(config):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what was started
 
@@ -48,7 +37,7 @@ def pytest_itemcollected(item):
 @pytest.fixture(scope="session")
 def binary(request):
     """The path of the gateway's binary."""
-    path = ROOT / request.config.getoption("gateway")
+    path = ROOT / (request.config.getoption("gateway") or "target/debug/aep-batch-gateway")
     if not path.is_file():
         raise HarnessError(f"cannot run: no gateway at {path}: run cargo build, or give --gateway")
     return path

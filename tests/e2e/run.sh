@@ -43,4 +43,4 @@ if [[ ${1-} == plot ]]; then
     PYTHONPATH=$here:$here/.run/proto exec "$venv/bin/python" "$here/monitoring/plot.py" "$2"
 fi
 cd "$here"
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest -c pyproject.toml -p options "$@"

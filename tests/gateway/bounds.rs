@@ -232,7 +232,7 @@ async fn a_caller_who_leaves_within_its_message_has_cancelled_the_call() {
     let (_answer, mut stream) = begin(&mut sender, &CREDENTIALS, PROMISE.to_vec().into()).await;
     gateway.counts("aep_gateway_calls_in_flight", "1").await;
     stream.send_reset(h2::Reason::CANCEL);
-    gateway.logs(r#""code":"Canceled""#).await;
+    gateway.logs(r#""code":"CANCELLED""#).await;
     gateway.counts("aep_gateway_calls_in_flight", "0").await;
 }
 

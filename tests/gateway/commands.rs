@@ -35,6 +35,8 @@ fn no_authorities() -> [(&'static str, PathBuf); 2] {
 
 #[tokio::test]
 async fn demo_makes_a_call_and_goes_on() {
+    // The port of the simulated API: if another program has it, so much the better.
+    let _taken = tokio::net::TcpListener::bind("127.0.0.1:8080").await;
     let mut child =
         Gateway::command(&["demo", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"])
             // The demo needs neither a proxy nor certificate authorities.
@@ -57,6 +59,8 @@ async fn demo_makes_a_call_and_goes_on() {
     let listen = first["listen"].as_str().unwrap();
     assert!(shown.contains("BATCH_STATUS_LOADING"), "{shown}");
     assert!(shown.contains("grpcurl -plaintext"), "{shown}");
+    assert!(shown.contains("/_simulator/faults"), "{shown}");
+    assert!(!shown.contains(":8080/"), "{shown}");
     assert!(shown.contains(&format!(
         "{listen} aep.ingestion.v1.BatchService/CreateBatch"
     )));
@@ -122,14 +126,16 @@ async fn descriptor_writes_the_descriptors() {
 async fn descriptor_writes_a_service_config_that_retries_what_is_safe() {
     let written = run(&["descriptor", "--service-config"]).await.stdout;
     let config: Value = serde_json::from_slice(&written).unwrap();
-    let [method] = &config["methodConfig"].as_array().unwrap()[..] else {
-        panic!("{config}");
-    };
-    let name = json!([{ "service": SERVICE_NAME }]);
-    assert_eq!(method["name"], name);
-    let retries = &method["retryPolicy"];
-    assert_eq!(retries["retryableStatusCodes"], json!(["UNAVAILABLE"]));
-    assert_eq!(retries["maxAttempts"], 3);
+    let methods = config["methodConfig"].as_array().unwrap();
+    let names = methods.iter().map(|method| method["name"][0].clone());
+    let expected = ["CreateBatch", "GetBatch", "ListBatches"]
+        .map(|method| json!({ "service": SERVICE_NAME, "method": method }));
+    assert_eq!(names.collect::<Vec<_>>(), expected);
+    for method in methods {
+        let retries = &method["retryPolicy"];
+        assert_eq!(retries["retryableStatusCodes"], json!(["UNAVAILABLE"]));
+        assert_eq!(retries["maxAttempts"], 3);
+    }
 }
 
 #[tokio::test]
@@ -255,7 +261,7 @@ async fn certificate_authorities_are_needed_for_tls_alone() {
 
     let gateway = Gateway::spawn(serve(&import, tls)).await;
     gateway.create(request()).await.unwrap();
-    gateway.logs("there are no certificate authorities").await;
+    gateway.logs("no trusted CA certificates found").await;
 
     let mut by_tls = serve(&import, &catalog);
     by_tls.env("HTTP_PROXY", "https://127.0.0.1:1");
@@ -263,10 +269,7 @@ async fn certificate_authorities_are_needed_for_tls_alone() {
         let refused = command.output().await.unwrap();
         assert_eq!(refused.status.code(), Some(1));
         let told = text(&refused.stderr);
-        assert!(
-            told.contains("there are no certificate authorities"),
-            "{told}"
-        );
+        assert!(told.contains("no trusted CA certificates found"), "{told}");
         assert!(told.contains("ca-certificates"), "{told}");
         assert!(told.contains("--upstream-ca-file"), "{told}");
     }

@@ -269,7 +269,12 @@ async fn connections_that_cannot_be_accepted_are_counted() {
     // Nor can one be made to the API, which is not the API's fault.
     let answer = caller.create().await.unwrap();
     assert_eq!(answer.reason(), "GATEWAY_OVERLOADED", "{answer:?}");
-    assert!(answer.status().message().contains("files open"));
+    assert!(
+        answer
+            .status()
+            .message()
+            .contains("no file descriptor left")
+    );
     tokio::time::sleep(Duration::from_millis(300)).await; // some ten tries
     prlimit(pid, Resource::Nofile, before).unwrap();
     let name = r#"aep_gateway_refused_connections_total{reason="accept"}"#;

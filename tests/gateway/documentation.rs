@@ -2,7 +2,12 @@
 
 use std::{env, fs, path::Path};
 
-use aep_batch_gateway::{cli, status};
+use aep_batch_gateway::{
+    api::{self, Safety},
+    cli,
+    failure::Reason,
+    status,
+};
 use clap::Arg;
 
 fn root() -> &'static Path {
@@ -58,22 +63,83 @@ fn anchors(page: &Path) -> impl Iterator<Item = String> {
     })
 }
 
+const ERRORS: &str = r#"# Errors
+
+<!-- Generated: UPDATE_DOCS=1 cargo test --test gateway documentation -->
+
+Every failed call carries a `google.rpc.Status` in `grpc-status-details-bin`. Its
+`ErrorInfo` has the domain `aep-batch-gateway`, a `reason` that never changes its
+meaning, and metadata. The *outcome* says whether the call changed anything; it stands
+in `ErrorInfo.metadata["outcome"]` and, in plain text, in the call's metadata
+`aep-batch-outcome`:
+
+| outcome | means | what to do |
+|---|---|---|
+| `NOT_APPLIED` | certainly nothing was created | fix the cause, or repeat the call |
+| `UNKNOWN` | a batch may have been created | [look for it](operations.md#find-a-batch-whose-outcome-is-unknown) before you repeat the call |
+| `APPLIED` | the batch was created, but the response could not be used | continue with `batchId`, if it is there |
+
+Calls that change nothing (`GetBatch`, `ListBatches`) have no outcome.
+
+Where the gateway says UNAVAILABLE, repeating the call does no harm: it carries
+`aep-batch-retry: safe`. UNAVAILABLE without that comes from a library or a proxy, and
+the outcome of a create is then unknown.
+
+## Reasons
+
+"#;
+
+const ERROR_DETAILS: &str = r#"
+## Details
+
+Further keys of `ErrorInfo.metadata`, where they are known: `httpStatus`,
+`upstreamErrorCode`, `upstreamTitle`, `upstreamDetail`, `upstreamReport`,
+`upstreamRequestId`, `externalId`, `batchId`, `location`, `redirectHost`.
+
+Other messages in the status: `BadRequest` names the field that is wrong, `RetryInfo` and
+`QuotaFailure` come with a rate limit, `RequestInfo` has the request id, `Help` has links.
+All metadata of an error together stays below 8 KiB.
+
+If the caller cancels before anything was sent, nothing was created; the caller's own
+library reports CANCELLED.
+"#;
+
 #[test]
-fn every_reason_is_documented() {
-    let errors = fs::read_to_string(root().join("docs/errors.md")).unwrap();
-    let proto = include_str!("../../proto/aep/ingestion/v1/batch_service.proto");
-    for row in status::TABLE {
-        let code = code_name(row.code);
-        let line = format!("| `{}` | {code} | {} |", row.reason, row.outcome);
-        assert!(errors.contains(&line), "errors.md lacks {line}");
-        let item = format!("{} ({code})", row.reason);
-        assert!(proto.contains(&item), "the proto lacks {item}");
+fn the_errors_page_is_up_to_date() {
+    let mut page = ERRORS.to_owned();
+    page += "| reason | code | outcome | what happened |\n|---|---|---|---|\n";
+    for reason in Reason::ALL {
+        let mut code = code_name(status::code(*reason, Safety::NotIdempotent));
+        let of_reads = code_name(status::code(*reason, Safety::Safe));
+        if of_reads != code {
+            code += &format!("; of reads {of_reads}");
+        }
+        let outcome = reason.effect().as_str();
+        let meaning = reason.meaning();
+        page += &format!("| `{reason}` | {code} | {outcome} | {meaning} |\n");
     }
-    let outcomes = ["NOT_APPLIED |", "UNKNOWN |", "APPLIED |"];
-    let documented = errors
+    check_page("docs/errors.md", &(page + ERROR_DETAILS));
+}
+
+#[test]
+fn the_service_config_is_up_to_date() {
+    let config = format!("{:#}\n", api::service_config());
+    check_page("proto/aep/ingestion/v1/grpc_service_config.json", &config);
+}
+
+#[test]
+fn the_proto_explains_every_reason() {
+    let proto = include_str!("../../proto/aep/ingestion/v1/batch_service.proto");
+    let comment: Vec<_> = proto
         .lines()
-        .filter(|line| line.starts_with("| `") && outcomes.iter().any(|o| line.contains(o)));
-    assert_eq!(documented.count(), status::TABLE.len());
+        .map_while(|line| line.strip_prefix("service").is_none().then_some(line))
+        .flat_map(|line| line.trim_start_matches("//").split_whitespace())
+        .collect();
+    let comment = comment.join(" ");
+    for reason in Reason::ALL {
+        let item = format!("{reason}: {}.", reason.meaning().replace('`', ""));
+        assert!(comment.contains(&item), "the proto lacks: {item}");
+    }
 }
 
 /// `InvalidArgument` → `INVALID_ARGUMENT`.
@@ -160,44 +226,50 @@ fn the_configuration_page_is_up_to_date() {
     check_page("docs/configuration.md", &page);
 }
 
-/// The paragraph about a flag.
+/// The paragraphs about a flag.
 fn documented(arg: &Arg) -> String {
-    let quoted = |values: Vec<String>| {
-        let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
-        (!values.is_empty()).then(|| values.join(", "))
-    };
-    let help = arg.get_long_help().or(arg.get_help()).unwrap();
-    let values = arg.get_possible_values();
-    let values = values.iter().map(|value| value.get_name().to_owned());
-    let defaults = arg.get_default_values().iter();
-    let defaults = defaults.map(|value| value.to_str().unwrap().to_owned());
-    let variable = arg.get_env().map(|name| name.to_str().unwrap().to_owned());
-    let key = variable.as_ref().map(|_| arg.get_id().to_string());
+    let takes_value = arg.get_action().takes_values();
+    let values = arg
+        .get_possible_values()
+        .into_iter()
+        .filter(|_| takes_value);
+    let defaults = arg
+        .get_default_values()
+        .iter()
+        .filter(|value| !value.is_empty());
+    let key = arg.get_help_heading().map(|_| arg.get_id().to_string()); // settings have headings
     let facts = [
-        ("Values", quoted(values.collect())),
+        (
+            "Values",
+            values.map(|value| value.get_name().to_owned()).collect(),
+        ),
         (
             "Default",
-            quoted(defaults.filter(|value| !value.is_empty()).collect()),
+            defaults.map(|value| value.display().to_string()).collect(),
         ),
-        ("Variable", quoted(variable.into_iter().collect())),
         (
-            "Key",
-            quoted(key.into_iter().filter(|key| key != "config").collect()),
+            "Variable",
+            arg.get_env()
+                .iter()
+                .map(|name| name.display().to_string())
+                .collect(),
         ),
+        ("Key", Vec::from_iter(key)),
     ];
-    let facts = facts.map(|(name, fact)| fact.map(|fact| format!("{name}: {fact}")));
-    let facts: Vec<_> = facts.into_iter().flatten().collect();
-    let flag = arg.get_long().unwrap();
-    let value = arg
-        .get_value_names()
-        .filter(|_| arg.get_action().takes_values());
+    let facts = facts.iter().filter(|(_, values)| !values.is_empty());
+    let facts: Vec<_> = facts
+        .map(|(name, values)| format!("{name}: `{}`", values.join("`, `")))
+        .collect();
+    let value = arg.get_value_names().filter(|_| takes_value);
     let value = value.map_or_else(String::new, |names| format!(" <{}>", names[0]));
-    let help = help.to_string().replace('\n', " ");
-    match facts.is_empty() {
-        true => format!("\n### `--{flag}{value}`\n\n{help}.\n"),
-        false => format!(
-            "\n### `--{flag}{value}`\n\n{help}.\n\n{}\n",
-            facts.join(" · ")
-        ),
+    let help = arg.get_long_help().or(arg.get_help()).unwrap().to_string();
+    let mut text = format!(
+        "\n### `--{}{value}`\n\n{}.\n",
+        arg.get_long().unwrap(),
+        help.replace('\n', " ")
+    );
+    if !facts.is_empty() {
+        text += &format!("\n{}\n", facts.join(" · "));
     }
+    text
 }

@@ -592,7 +592,9 @@ async fn a_batch_whose_caller_left_is_in_the_log() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     drop(stream);
-    gateway.logs("create ended after its caller had left").await;
+    gateway
+        .logs("create completed after the client disconnected")
+        .await;
     let id = upstream.batches()[0]["id"].as_str().unwrap().to_owned();
     gateway.logs(&id).await;
 }

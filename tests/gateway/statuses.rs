@@ -146,7 +146,7 @@ async fn the_api_s_own_words_are_told() {
     let answer = gateway.raw(&[]).await;
     assert_eq!(
         answer.status().message(),
-        "The API answered HTTP 400: A valid content-type must be specified. No batch was created."
+        "The API responded with HTTP 400: A valid content-type must be specified. No batch was created."
     );
     assert_eq!(
         answer.info("upstreamTitle").as_deref(),

@@ -81,7 +81,7 @@ async fn every_call_has_one_line_however_it_ends() {
     gateway.raw(&[("x-request-id", "refused")]).await;
     let refused = line(&gateway, "refused").await;
     assert_eq!(refused["level"], "WARN");
-    assert_eq!(refused["code"], "ResourceExhausted");
+    assert_eq!(refused["code"], "RESOURCE_EXHAUSTED");
     assert_eq!(refused["outcome"], "NOT_APPLIED");
     assert_eq!(refused["reason"], "API_RATE_LIMITED");
     assert_eq!(refused["http_status"], 429);
@@ -99,7 +99,7 @@ async fn every_call_has_one_line_however_it_ends() {
     let left = gateway.raw_call(CREATE, &metadata, &body);
     assert!(timeout(Duration::from_millis(300), left).await.is_err());
     let left = line(&gateway, "left").await;
-    assert_eq!(left["code"], "Canceled");
+    assert_eq!(left["code"], "CANCELLED");
     assert!(left.get("outcome").is_none(), "{left}");
 }
 

@@ -4,6 +4,7 @@ caller's Envoy cannot tell that from what a gateway says."""
 
 import asyncio
 import random
+import time
 
 import pytest
 import yaml
@@ -76,11 +77,16 @@ def assert_kill_met_calls(calls, envoy):
 @pytest.mark.parametrize(
     "retries, external_ids",
     [
-        ("istio-defaults", False), ("istio-example", False), ("not-sent", False),
-        ("everything", False), ("istio-defaults", True), ("istio-example", True),
-        ("everything", True), ("as-linkerd", True),
+        pytest.param("istio-defaults", False, id="istio-defaults"),
+        pytest.param("istio-example", False, id="istio-example"),
+        pytest.param("not-sent", False, id="not-sent"),
+        pytest.param("everything", False, id="everything"),
+        pytest.param("istio-defaults", True, id="istio-defaults-external-ids"),
+        pytest.param("istio-example", True, id="istio-example-external-ids"),
+        pytest.param("everything", True, id="everything-external-ids"),
+        pytest.param("as-linkerd", True, id="as-linkerd-external-ids"),
     ],
-)  # fmt: skip
+)
 async def test_a_gateway_killed_beside_its_sidecar_leaves_no_duplicate(
     programs, retries, external_ids
 ):
@@ -115,13 +121,13 @@ async def test_gateways_killed_at_random_leave_no_duplicate(programs, external_i
     chance = random.Random(1)
     simulator, gateways, envoy = start(programs, "everything", "--latency", "50ms")
     load = Load(envoy.address, external_ids, client_retries(*EVERY_CODE))
-    loading = asyncio.create_task(load.steady_for(100, 5))
-    while not loading.done():
-        await asyncio.sleep(chance.uniform(0.1, 0.5))
-        gateway = chance.choice(gateways)
-        gateway.kill()
-        await asyncio.to_thread(gateway.start)
-    await loading
+    end = time.monotonic() + 5
+    async with load.steadily(100):
+        while time.monotonic() < end:
+            await asyncio.sleep(chance.uniform(0.1, 0.5))
+            gateway = chance.choice(gateways)
+            gateway.kill()
+            await asyncio.to_thread(gateway.start)
     calls = await load.counted(simulator, AFTERWARDS)
     assert_kill_met_calls(calls, envoy)
     assert_safe(calls)

@@ -111,14 +111,11 @@ async def test_certificates_change_under_load(programs):
         gateway.process.send_signal(signal.SIGHUP)
 
     load = Load(envoy.address)
-    done = asyncio.get_running_loop().create_future()
-    loading = asyncio.create_task(load.steady(100, done))
-    await asyncio.sleep(1)
-    for step in [([old, new],), ([old, new], new), ([new],)]:
-        await asyncio.to_thread(change, *step)
-        await asyncio.sleep(2)  # connections by the certificates before it have ended
-    done.set_result(None)
-    await loading
+    async with load.steadily(100):
+        await asyncio.sleep(1)
+        for step in [([old, new],), ([old, new], new), ([new],)]:
+            await asyncio.to_thread(change, *step)
+            await asyncio.sleep(2)  # connections by the certificates before it have ended
     reloads = [gateway.metric("aep_gateway_tls_reloads_total", result=r) for r in ("ok", "failed")]
     assert reloads == [3, 0]
     assert await asyncio.to_thread(served_certificate, gateway, of_envoy) != before

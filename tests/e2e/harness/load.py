@@ -2,9 +2,11 @@
 many batches it made."""
 
 import asyncio
+import itertools
 import json
 import time
 from collections import Counter
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
@@ -125,17 +127,25 @@ class Load:
             deadline = hurry if hurry and number % 5 == 4 else patience
             self.call(deadline).add_done_callback(lambda _: free.release())
 
-    async def steady(self, per_second, until):
-        """Calls at a steady pace, until something else is done."""
-        begin, number = time.monotonic(), 0
-        while not until.done():
-            self.call()
-            number += 1
-            await asyncio.sleep(max(0.0, begin + number / per_second - time.monotonic()))
-        await until
+    @asynccontextmanager
+    async def steadily(self, per_second):
+        """Makes calls at a steady pace during the block."""
+
+        async def keep_calling():
+            begin = time.monotonic()
+            for number in itertools.count(1):
+                self.call()
+                await asyncio.sleep(max(0.0, begin + number / per_second - time.monotonic()))
+
+        calling = asyncio.create_task(keep_calling())
+        try:
+            yield
+        finally:
+            calling.cancel()
 
     async def steady_for(self, per_second, seconds):
-        await self.steady(per_second, asyncio.ensure_future(asyncio.sleep(seconds)))
+        async with self.steadily(per_second):
+            await asyncio.sleep(seconds)
 
     async def ended(self):
         """All calls, when all have ended."""

@@ -76,6 +76,8 @@ class Program:
         folder = self.programs.folder
         number = len(self.programs.started)
         self.out, self.log = folder / f"{self.name}-{number}.out", folder / f"{self.name}-{number}.log"
+        if not self.programs.keep_logs:
+            self.log = Path(os.devnull)
         with open(self.out, "w") as stdout, open(self.log, "w") as stderr:
             self.process = subprocess.Popen(
                 [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=stdout,

@@ -12,8 +12,8 @@ class Programs:
     """`with Programs(binary, name) as programs`: they write to the folder .run/logs/name, and end
     with the block."""
 
-    def __init__(self, binary, name):
-        self.binary = binary
+    def __init__(self, binary, name, keep_logs=True):
+        self.binary, self.keep_logs = binary, keep_logs
         self.folder = RUN / "logs" / re.sub(r"[^\w.-]+", "_", name)
         self.started = []  # whatever has `close()`
 

@@ -412,7 +412,9 @@ impl RawAnswer {
         let status = self.status();
         let info = status.get_details_error_info().expect("an ErrorInfo");
         assert_eq!(info.domain, "aep-batch-gateway");
-        assert_eq!(info.metadata["outcome"], self.outcome());
+        let outcome = self.trailers.get("aep-batch-outcome");
+        let outcome = outcome.map(|outcome| outcome.to_str().unwrap());
+        assert_eq!(info.metadata.get("outcome").map(String::as_str), outcome);
         info.reason
     }
 

@@ -15,11 +15,6 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 8, 9
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 
-host, port = sys.argv[1].rsplit(":", 1)
-assert host.startswith("127."), "only this machine"
-end = time.monotonic() + float(sys.argv[3])
-
-
 def frame(kind, flags, stream, payload=b""):
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
@@ -252,18 +247,14 @@ def silent():
     hold(connections)
 
 
-{
-    function.__name__: function
-    for function in [
-        rapid_reset,
-        continuation,
-        empty_continuation,
-        ping,
-        settings,
-        header_bomb,
-        gzip_bomb,
-        zero_window,
-        unfinished,
-        silent,
-    ]
-}[sys.argv[2]]()
+ABUSES = [
+    rapid_reset, continuation, empty_continuation, ping, settings, header_bomb, gzip_bomb,
+    zero_window, unfinished, silent,
+]  # fmt: skip
+
+if __name__ == "__main__":
+    address, name, seconds = sys.argv[1:]
+    host, port = address.rsplit(":", 1)
+    assert host.startswith("127."), "only this machine"
+    end = time.monotonic() + float(seconds)
+    {function.__name__: function for function in ABUSES}[name]()

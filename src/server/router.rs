@@ -7,9 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
-};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -19,21 +17,23 @@ use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    answer,
     arrival::{self, Bounds, LARGEST_MESSAGE, Open, Refusal},
+    body::CountedResponse,
+    grpc_web::Web,
     health::Health,
-    observed::Sent,
-    web::Web,
+    response,
     writes::Writes,
 };
 use crate::{
+    api::Method as Rpc,
+    call::{CallContext, deadline, request_id},
     certificates::Peer,
-    credentials::{self, Credentials},
-    early_headers::EarlyHeaders,
+    credentials::Credentials,
+    failure::{Failure, Kind, Reason},
     proto::{DESCRIPTOR_SET, v1::batch_service_server::BatchServiceServer},
     service::Gateway,
-    status,
-    telemetry::{self, Call, Telemetry},
+    status::{self, About},
+    telemetry::{Call, Telemetry},
 };
 
 /// The most that a question about the schema may have.
@@ -106,17 +106,17 @@ impl GrpcServices {
         ServicesForConnection(Arc::new((self, Connection { peer, writes })))
     }
 
-    /// Takes a request to pieces now, so that only little waits until it is answered.
-    fn answer(&self, connection: &Connection, request: Request<Body>) -> Answer {
+    /// Splits a request now, so that only little waits until there is a response.
+    fn route(&self, connection: &Connection, request: Request<Body>) -> ResponseFuture {
         let peer = &connection.peer;
         if request.method() != Method::POST {
-            return at_once(answer::refuse(
+            return at_once(response::not_grpc(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "This is a gRPC server: every call is a POST.\n",
             ));
         }
         if !is_grpc(&request) {
-            return at_once(answer::refuse(
+            return at_once(response::not_grpc(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "This is a gRPC server: the content type must be application/grpc or \
                  application/grpc+proto. gRPC-Web needs --grpc-web.\n",
@@ -124,113 +124,161 @@ impl GrpcServices {
         }
         let (service, method) = split_path(request.uri().path());
         if service == Batches::NAME {
-            let (method, client) = (telemetry::Method::of(method), peer.identity.clone());
-            let call = self.telemetry.call(method, request.headers(), client);
-            return self.answer_batch_call(connection, request, method, call);
+            let method = Rpc::named(method);
+            return self.call_batch_service(connection, request, method);
         }
         if !peer.authorized {
-            let identity = peer.identity.as_deref();
-            return at_once(status::client_not_allowed(identity, None).into_http());
+            return at_once(refused(&not_allowed(peer), &request));
         }
         match self.others.iter().find(|(name, _)| *name == service) {
-            Some((name, other)) => self.answer_other(name, other.clone(), request),
-            None => at_once(status::unknown_service().into_http()),
+            Some((name, other)) => self.call_other(name, other.clone(), request),
+            None => {
+                let unknown = "The service is not known".to_owned();
+                let failure = Failure::refused(Kind::RefusedByServer(Reason::Unsupported, unknown));
+                at_once(refused(&failure, &request))
+            }
         }
     }
 
-    fn answer_batch_call(
+    fn call_batch_service(
         &self,
         connection: &Connection,
         request: Request<Body>,
-        method: telemetry::Method,
-        call: Call,
-    ) -> Answer {
-        let peer = &connection.peer;
-        let record = call.record().clone();
-        if !peer.authorized {
-            record.refused(&status::CLIENT_NOT_ALLOWED);
-            let (identity, id) = (peer.identity.as_deref(), record.request_id());
-            let refusal = status::client_not_allowed(identity, Some(id)).into_http();
-            return at_once(sent(refusal, Some(call), None));
-        }
+        method: &'static Rpc,
+    ) -> ResponseFuture {
         let (mut head, body) = request.into_parts();
-        let mut open = match self.options.bounds.open(&head.headers) {
+        let (id, client) = (
+            request_id::of_call(&head.headers),
+            connection.peer.identity.clone(),
+        );
+        let counted = self.telemetry.call(method, id, &head.headers, client);
+        let record = counted.record().clone();
+        let (call, admitted) = match CallContext::new(record.clone(), &head.headers) {
+            Ok(call) if !connection.peer.authorized => (call, Err(not_allowed(&connection.peer))),
+            Ok(call) => (call, Ok(())),
+            Err(failure) => (CallContext::without_deadline(record), Err(failure)),
+        };
+        let opened = admitted.and_then(|()| self.options.bounds.open(&head.headers));
+        let mut open = match opened {
             Ok(open) => open,
-            Err(refusal) => {
-                let refusal = answer::of_refusal(refusal, record.request_id(), Some(&record));
-                return at_once(sent(refusal, Some(call), None));
+            Err(failure) => {
+                return at_once(counting(
+                    response::refused(&failure, &call),
+                    Some(counted),
+                    None,
+                ));
             }
         };
-        let (early_headers, writes) = (EarlyHeaders::default(), connection.writes.clone());
-        head.extensions.insert(record.clone());
-        head.extensions.insert(early_headers.clone());
+        head.extensions.insert(call.clone());
         let (mut batches, credentials) = (self.batches.clone(), self.credentials.clone());
+        let writes = connection.writes.clone();
         // If not, tonic says why, and needs no message for that.
-        let has_message =
-            method == telemetry::Method::CreateBatch && arrival::can_read(&head.headers);
+        let has_message = method.is_known() && arrival::can_read(&head.headers);
         Box::pin(async move {
             let mut message = Full::default();
             if has_message {
                 let check = || credentials.headers(&head.headers).map(drop);
-                let received = |bytes| record.received(bytes);
-                let arrived =
-                    arrival::message(body, &head, &mut open, record.started(), received, check);
+                let received = |bytes| call.record.received(bytes);
+                let times = (call.record.started(), call.deadline);
+                let arrived = arrival::message(body, &head, &mut open, times, received, check);
                 message = match arrived.await {
                     Ok(message) => message,
-                    Err(refusal) => {
-                        let id = record.request_id();
-                        let refusal = answer::of_refusal(refusal, id, Some(&record));
-                        return sent(refusal, Some(call), None);
+                    Err(Refusal::Failed(failure)) => {
+                        let refusal = response::refused(&failure, &call);
+                        return counting(refusal, Some(counted), None);
+                    }
+                    // Nobody hears it, most likely: counted as cancelled, like every call without
+                    // a response.
+                    Err(Refusal::Gone) => {
+                        let refusal = status::of_call(&broken_off(), &call, None).into_http();
+                        return counting(refusal, Some(counted), None);
                     }
                 };
             }
-            let mut answering = batches.call(Request::from_parts(head, message));
+            let mut pending = batches.call(Request::from_parts(head, message));
+            let early_headers = call.early_headers.clone();
             let response = tokio::select! {
                 biased;
-                Ok(response) = &mut answering => answer::shape(response, &record),
+                Ok(response) = &mut pending => response::finalize(response, &call),
                 () = early_headers.requested() => {
                     let written = async move {
                         writes.all_left().await;
                         early_headers.set_written();
                     };
-                    answer::begin(answering, Box::pin(written), record)
+                    response::early(pending, Box::pin(written), call)
                 }
             };
-            sent(response, Some(call), Some(open))
+            counting(response, Some(counted), Some(open))
         })
     }
 
     /// A call of health or reflection.
-    fn answer_other(&self, name: &str, other: OtherService, request: Request<Body>) -> Answer {
-        let (head, body) = request.into_parts();
-        let refuse = |refusal: Refusal, head: &Parts| {
-            let id = credentials::request_id(&head.headers);
-            answer::of_refusal(refusal, &id, None)
-        };
-        let mut open = match self.options.bounds.open_other(&head.headers) {
-            Ok(open) => open,
-            Err(refusal) => return at_once(refuse(refusal, &head)),
+    fn call_other(
+        &self,
+        name: &str,
+        other: OtherService,
+        request: Request<Body>,
+    ) -> ResponseFuture {
+        let begin = Instant::now();
+        let deadline = deadline::of_call(request.headers(), begin);
+        let bounds = &self.options.bounds;
+        let opened = deadline.and_then(|d| Ok((d, bounds.open_other(request.headers())?)));
+        let (deadline, mut open) = match opened {
+            Ok(opened) => opened,
+            Err(failure) => return at_once(refused(&failure, &request)),
         };
         let has_one_message = name == HealthServer::<Health>::NAME;
         Box::pin(async move {
-            let mut message = body;
+            let (head, mut message) = request.into_parts();
             if has_one_message {
-                let begin = Instant::now();
-                let arrived = arrival::message(message, &head, &mut open, begin, |_| {}, || Ok(()));
+                let times = (begin, deadline);
+                let arrived = arrival::message(message, &head, &mut open, times, |_| {}, || Ok(()));
                 message = match arrived.await {
                     Ok(message) => Body::new(message),
-                    Err(refusal) => return refuse(refusal, &head),
+                    Err(refusal) => {
+                        let failure = match refusal {
+                            Refusal::Failed(failure) => failure,
+                            Refusal::Gone => broken_off(),
+                        };
+                        return refused(&failure, &Request::from_parts(head, ()));
+                    }
                 };
             }
             let Ok(response) = other.oneshot(Request::from_parts(head, message)).await;
-            sent(response, None, Some(open))
+            counting(response, None, Some(open))
         })
     }
 }
 
-fn sent(response: Response<Body>, call: Option<Call>, open: Option<Open>) -> Response<Body> {
+/// The response to a call of another service that it does not see.
+fn refused<B>(failure: &Failure, request: &Request<B>) -> Response<Body> {
+    let id = request_id::of_call(request.headers());
+    let about = About {
+        request_id: Some(&id),
+        ..About::default()
+    };
+    status::of_failure(failure, about).into_http()
+}
+
+fn not_allowed(peer: &Peer) -> Failure {
+    let message = match peer.identity.as_deref() {
+        Some(name) => format!(
+            "The client certificate names {name}: it must name one of --tls-allowed-clients, and \
+             no other"
+        ),
+        None => "The client certificate names no URI and no host".to_owned(),
+    };
+    Failure::refused(Kind::RefusedByServer(Reason::ClientNotAllowed, message))
+}
+
+fn broken_off() -> Failure {
+    let message = "The request broke off".to_owned();
+    Failure::refused(Kind::RefusedByServer(Reason::InvalidFraming, message))
+}
+
+fn counting(response: Response<Body>, call: Option<Call>, open: Option<Open>) -> Response<Body> {
     response.map(|body| {
-        Body::new(Sent {
+        Body::new(CountedResponse {
             body,
             call,
             _open: open,
@@ -238,10 +286,10 @@ fn sent(response: Response<Body>, call: Option<Call>, open: Option<Open>) -> Res
     })
 }
 
-/// An answer to come. Thousands of calls may wait for theirs.
-type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+/// A response to come. Thousands of calls may wait for theirs.
+type ResponseFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-fn at_once(response: Response<Body>) -> Answer {
+fn at_once(response: Response<Body>) -> ResponseFuture {
     Box::pin(ready(response))
 }
 
@@ -264,24 +312,24 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForConnection {
         let for_connection = self.0.clone();
         let (services, connection) = &*self.0;
         let request = request.map(Body::new);
-        let answering = match services.options.web.clone() {
+        let pending = match services.options.web.clone() {
             Some(web) => {
                 let for_connection = for_connection.clone();
                 Box::pin(async move {
                     let (services, connection) = &*for_connection;
-                    web.answer(request, |call| services.answer(connection, call))
+                    web.answer(request, |call| services.route(connection, call))
                         .await
                 })
             }
-            None if request.version() != Version::HTTP_2 => at_once(answer::refuse(
+            None if request.version() != Version::HTTP_2 => at_once(response::not_grpc(
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED,
                 "This is a gRPC server: it speaks HTTP/2, without TLS by prior knowledge. \
                  gRPC-Web over HTTP/1.1 needs --grpc-web.\n",
             )),
-            None => services.answer(connection, request),
+            None => services.route(connection, request),
         };
         Box::pin(async move {
-            let mut response = answering.await;
+            let mut response = pending.await;
             if for_connection.0.options.draining.is_cancelled() {
                 let headers = response.headers_mut();
                 headers.insert(HEALTH_CHECK_FAIL, HeaderValue::from_static("true"));

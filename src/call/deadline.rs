@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName};
 use tokio::time::Instant;
 
-use crate::outcome::{Failure, Violation};
+use crate::failure::{Failure, Kind, Violation};
 
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const EXPECTED: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -28,10 +28,12 @@ fn callers(metadata: &HeaderMap) -> Result<Option<Duration>, Failure> {
     let timeout = value.to_str().ok().and_then(parse);
     match (timeout, values.next()) {
         (Some(timeout), None) => Ok(Some(timeout)),
-        _ => Err(Failure::Invalid(vec![Violation::new(
-            TIMEOUT.as_str(),
-            "must be one value of at most 8 digits and one of the units H, M, S, m, u, n",
-        )])),
+        _ => Err(Failure::refused(Kind::InvalidRequest(vec![
+            Violation::new(
+                TIMEOUT.as_str(),
+                "must be one value of at most 8 digits and one of the units H, M, S, m, u, n",
+            ),
+        ]))),
     }
 }
 
@@ -135,7 +137,7 @@ mod tests {
                 map.append(*name, value);
             }
             let deadline = of_call(&map, now).map_err(|failure| {
-                assert!(matches!(failure, Failure::Invalid(_)));
+                assert!(matches!(failure.kind, Kind::InvalidRequest(_)));
             });
             let after = deadline.map(|deadline| deadline.map(|deadline| deadline - now));
             assert_eq!(after, expected, "{metadata:?}");

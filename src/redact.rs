@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use http::{HeaderMap, HeaderValue};
 
-use crate::credentials;
+use crate::headers::secrets_in;
 
 /// The secrets of one call.
 #[derive(Clone, Debug, Default)]
@@ -23,14 +23,9 @@ impl Secrets {
     }
 }
 
-fn secrets_in(headers: &HeaderMap) -> [Option<&HeaderValue>; 2] {
-    let [token, key, ..] = &credentials::NAMES;
-    [token, key].map(|name| headers.get(name))
-}
-
-/// Quotes upstream text for one call.
+/// Shows upstream text of one call without its secrets.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Quote<'a> {
+pub struct Redactor<'a> {
     secrets: [Option<&'a HeaderValue>; 2],
 }
 
@@ -42,17 +37,17 @@ const READ: usize = 4;
 /// How long an id is shown.
 const LONGEST_ID: usize = 128;
 
-impl<'a> Quote<'a> {
+impl<'a> Redactor<'a> {
     /// Hides the secrets that stand in these request headers.
     pub fn without_secrets_of(headers: &'a HeaderMap) -> Self {
-        Quote {
+        Redactor {
             secrets: secrets_in(headers),
         }
     }
 
     /// Hides these secrets.
     pub fn without(secrets: &'a Secrets) -> Self {
-        Quote {
+        Redactor {
             secrets: secrets.0.each_ref().map(Option::as_ref),
         }
     }
@@ -414,7 +409,7 @@ mod tests {
     #[test]
     fn secrets_are_hidden() {
         let headers = headers();
-        let quote = Quote::without_secrets_of(&headers);
+        let quote = Redactor::without_secrets_of(&headers);
         for (text, expected) in [
             (
                 "token t0k.en, key k3y in prod",
@@ -506,7 +501,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             let bearer = format!("Bearer {secret}");
             headers.insert("authorization", bearer.parse().unwrap());
-            let quote = Quote::without_secrets_of(&headers);
+            let quote = Redactor::without_secrets_of(&headers);
             let piece = &secret[cut.min(secret.len() - 12)..];
             let split: Vec<&str> = [&secret[..secret.len() / 2], &secret[secret.len() / 2..]].into();
             let mut forms = vec![
@@ -547,7 +542,7 @@ mod tests {
         ) {
             let mut headers = HeaderMap::new();
             headers.insert("x-api-key", secret.parse().unwrap());
-            let quote = Quote::without_secrets_of(&headers);
+            let quote = Redactor::without_secrets_of(&headers);
             for form in [secret.clone(), percent_encoded(&secret, 0x5555), json_escaped(&secret, !0)] {
                 let text = format!("{before}{form}");
                 let text = &text[..length.min(text.len())];
@@ -563,7 +558,7 @@ mod tests {
         fn no_copy_of_a_secret_is_shown(secret in "[!-~]{1,40}", before in "[ -~]{0,20}") {
             let mut headers = HeaderMap::new();
             headers.insert("x-api-key", secret.parse().unwrap());
-            let quote = Quote::without_secrets_of(&headers);
+            let quote = Redactor::without_secrets_of(&headers);
             let shown = quote.text(&format!("{before}{secret}"), 1024);
             prop_assert!(!shown.contains(&secret) || REDACTED.contains(&secret), "{}", shown);
         }
@@ -572,14 +567,14 @@ mod tests {
         fn other_texts_are_shown(text in "[a-z0-9]{1,11}( [a-z0-9%&\\\\]{1,11}){0,20}") {
             let mut headers = HeaderMap::new();
             headers.insert("authorization", "Bearer ABCDEFGHIJKLMNOPQRSTUVWXYZ".parse().unwrap());
-            let quote = Quote::without_secrets_of(&headers);
+            let quote = Redactor::without_secrets_of(&headers);
             prop_assert_eq!(quote.text(&text, 4096), text);
         }
 
         #[test]
         fn any_text_is_quoted(text in any::<String>(), bytes in any::<Vec<u8>>(), longest in 0_usize..64) {
             let headers = headers();
-            let quote = Quote::without_secrets_of(&headers);
+            let quote = Redactor::without_secrets_of(&headers);
             for shown in [quote.text(&text, longest), quote.bytes(&bytes, longest)] {
                 prop_assert!(shown.len() <= longest);
                 prop_assert!(!shown.contains(|c: char| c.is_control()));
@@ -589,16 +584,19 @@ mod tests {
 
     #[test]
     fn an_id_is_short_and_one_line() {
-        assert_eq!(Quote::default().id("5d01\n\u{1b}[31m"), "5d01 [31m");
-        assert_eq!(Quote::default().id(&"x".repeat(200_000)).len(), LONGEST_ID);
+        assert_eq!(Redactor::default().id("5d01\n\u{1b}[31m"), "5d01 [31m");
+        assert_eq!(
+            Redactor::default().id(&"x".repeat(200_000)).len(),
+            LONGEST_ID
+        );
         let id = "9c2569a41bab42c39b04e66d493762e9";
         let headers = headers();
-        assert_eq!(Quote::without_secrets_of(&headers).id(id), id);
+        assert_eq!(Redactor::without_secrets_of(&headers).id(id), id);
     }
 
     #[test]
     fn text_becomes_one_short_line() {
-        let quote = Quote::default();
+        let quote = Redactor::default();
         for (text, expected) in [
             (
                 "<html>\r\n  <b>\u{1b}[31mno\0</b>",

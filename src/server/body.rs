@@ -1,4 +1,4 @@
-//! The body of an answer, watched: how much leaves, and when the call has ended.
+//! The body of a response: counts what leaves, and ends the call with it.
 
 use std::{
     pin::Pin,
@@ -8,18 +8,18 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::arrival::Open;
+use super::{arrival::Open, response::code_of};
 use crate::telemetry::Call;
 
-/// An answer's body. The call ends with it.
-pub(super) struct Sent<B> {
+/// A response's body. The call ends with it.
+pub(super) struct CountedResponse<B> {
     pub(super) body: B,
     /// Where the call is counted.
     pub(super) call: Option<Call>,
     pub(super) _open: Option<Open>,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for CountedResponse<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -28,13 +28,18 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let (Some(data), Some(call)) = (data(&frame), &self.call) {
-            call.record().sent(data.len());
+        if let (Some(Ok(frame)), Some(call)) = (&frame, &self.call) {
+            if let Some(data) = frame.data_ref() {
+                call.record().sent(data.len());
+            }
+            if let Some(code) = frame.trailers_ref().and_then(code_of) {
+                call.record().set_code(code);
+            }
         }
         Poll::Ready(frame)
     }
 
-    // An answer without a body must stay one: its HEADERS frame ends the stream.
+    // A response without a body must stay one: its HEADERS frame ends the stream.
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }
@@ -42,8 +47,4 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Sent<B> {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-fn data<D, E>(frame: &Option<Result<Frame<D>, E>>) -> Option<&D> {
-    frame.as_ref()?.as_ref().ok()?.data_ref()
 }

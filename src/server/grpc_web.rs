@@ -21,7 +21,7 @@ use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 
-use super::{answer, grpc::is_one_of};
+use super::{response, router::is_one_of};
 use crate::status::OUTCOME;
 
 /// gRPC-Web, switched on.
@@ -59,7 +59,7 @@ impl Web {
             .cloned();
         let mut response = match origin {
             Some(_) if is_preflight(&request) => self.preflight(),
-            None if is_foreign(&request) => answer::refuse(
+            None if is_foreign(&request) => response::not_grpc(
                 StatusCode::FORBIDDEN,
                 "Pages of this origin may not call: it is not among --grpc-web-origins.\n",
             ),
@@ -142,7 +142,7 @@ where
         return match request.version() {
             // gRPC itself is for HTTP/2 alone.
             Version::HTTP_2 => grpc(request).await,
-            _ => answer::refuse(
+            _ => response::not_grpc(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "Over HTTP/1.1 this server speaks gRPC-Web: the content type must be \
                  application/grpc-web or application/grpc-web-text. gRPC needs HTTP/2.\n",
@@ -159,7 +159,7 @@ where
     headers.insert(header::ACCEPT, form);
     let grpc = service_fn(move |request| {
         let answering = grpc(request);
-        async { Ok::<_, Infallible>(outcome_last(answer::with_trailers(answering.await))) }
+        async { Ok::<_, Infallible>(outcome_last(response::with_trailers(answering.await))) }
     });
     let Ok(response) = GrpcWebLayer::new().layer(grpc).oneshot(request).await;
     response
@@ -229,11 +229,11 @@ impl Drop for Upload {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::{NAMES, REQUEST_ID};
+    use crate::headers::{CREDENTIALS, REQUEST_ID};
 
     #[test]
     fn pages_may_send_and_read_what_a_call_needs() {
-        for name in NAMES.iter().chain([&REQUEST_ID]) {
+        for name in CREDENTIALS.iter().chain([&REQUEST_ID]) {
             assert!(
                 REQUEST_HEADERS.split(", ").any(|sent| sent == name),
                 "{name}"

@@ -11,89 +11,59 @@ use tokio::time::Instant;
 
 use super::{
     call::CallRecord,
-    metrics::{AnsweredLabels, ErrorType, RestLabels},
+    metrics::{ErrorType, ResponseLabels, RouteLabels},
     trace::TraceContext,
 };
-use crate::{outcome::Failure, status};
+use crate::{api::Route, failure::Failure};
 
-/// A documented call of the API.
-#[derive(Clone, Copy, Debug)]
-pub enum RestCall {
-    /// Batch Ingestion's `POST /batches`.
-    Create,
-    /// Catalog's `GET /batches`.
-    LookUp,
+impl RouteLabels {
+    pub(super) fn of(route: Route) -> Self {
+        RouteLabels {
+            http_request_method: route.method,
+            url_template: route.template,
+        }
+    }
 }
 
-impl RestCall {
-    pub(super) const ALL: [RestCall; 2] = [RestCall::Create, RestCall::LookUp];
-
-    fn method(self) -> &'static str {
-        match self {
-            RestCall::Create => "POST",
-            RestCall::LookUp => "GET",
-        }
-    }
-
-    fn template(self) -> &'static str {
-        match self {
-            RestCall::Create => "/batches",
-            RestCall::LookUp => "/catalog/batches",
-        }
-    }
-
-    /// As spans are named: method and template.
-    fn span(self) -> &'static str {
-        match self {
-            RestCall::Create => "POST /batches",
-            RestCall::LookUp => "GET /catalog/batches",
-        }
-    }
-
-    pub(super) fn labels(self) -> RestLabels {
-        RestLabels {
-            http_request_method: self.method(),
-            url_template: self.template(),
-        }
-    }
-
-    pub(super) fn answered(self, status: Option<u16>, error_type: ErrorType) -> AnsweredLabels {
-        AnsweredLabels {
-            http_request_method: self.method(),
-            url_template: self.template(),
+impl ResponseLabels {
+    pub(super) fn of(route: Route, status: Option<u16>, error_type: ErrorType) -> Self {
+        ResponseLabels {
+            http_request_method: route.method,
+            url_template: route.template,
             http_response_status_code: status,
             error_type,
         }
     }
 }
 
-/// One request, from its begin to its end.
+/// One request, from its start to its end.
 #[derive(Debug)]
-pub struct RestRequest {
-    call: RestCall,
+pub struct UpstreamRequest {
+    route: Route,
     record: Arc<CallRecord>,
     trace: TraceContext,
     started: Instant,
     status: Option<StatusCode>,
-    /// What it ends as if its future is dropped: it was called back.
+    /// What it ends as if its future is dropped: it was cancelled.
     error: ErrorType,
 }
 
-impl RestRequest {
-    pub(super) fn begin(call: RestCall, host: Option<&str>, record: Arc<CallRecord>) -> Self {
+impl UpstreamRequest {
+    pub(super) fn begin(route: Route, host: Option<&str>, record: Arc<CallRecord>) -> Self {
         let telemetry = &record.telemetry;
-        telemetry.metrics.active_requests(call).inc();
+        let active = &telemetry.metrics.active_requests;
+        active.get_or_create(&RouteLabels::of(route)).inc();
         let trace = match (&telemetry.tracer, &record.trace.context) {
             (Some(tracer), Some(parent)) => {
                 let mut attributes = vec![
-                    KeyValue::new("http.request.method", call.method()),
-                    KeyValue::new("url.template", call.template()),
+                    KeyValue::new("http.request.method", route.method),
+                    KeyValue::new("url.template", route.template),
                 ];
                 if let Some(host) = host {
                     attributes.push(KeyValue::new("server.address", host.to_owned()));
                 }
                 let span = tracer
-                    .span_builder(call.span())
+                    .span_builder(route.span)
                     .with_kind(SpanKind::Client)
                     .with_attributes(attributes)
                     .start_with_context(tracer, parent);
@@ -101,8 +71,8 @@ impl RestRequest {
             }
             _ => record.trace.clone(),
         };
-        RestRequest {
-            call,
+        UpstreamRequest {
+            route,
             record,
             trace,
             started: Instant::now(),
@@ -117,30 +87,31 @@ impl RestRequest {
     }
 
     /// The status line has arrived.
-    pub fn answered(&mut self, status: StatusCode) {
+    pub fn responded(&mut self, status: StatusCode) {
         self.status = Some(status);
     }
 
-    /// The request ends so.
-    pub fn ends<T>(mut self, result: &Result<T, Failure>) {
+    /// The request ends with this result.
+    pub fn completed<T>(mut self, result: &Result<T, Failure>) {
         self.error = match (self.status, result) {
             (_, Ok(_)) => ErrorType::None,
             (Some(status), Err(_)) if status.as_u16() >= 400 => ErrorType::Status(status.as_u16()),
-            (_, Err(failure)) => ErrorType::Word(status::row(failure).reason),
+            (_, Err(failure)) => ErrorType::Word(failure.reason().as_str()),
         };
     }
 }
 
-impl Drop for RestRequest {
+impl Drop for UpstreamRequest {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         let status = self.status.map(|status| status.as_u16());
         self.record.request_ended(took);
 
         let metrics = &self.record.telemetry.metrics;
-        metrics.active_requests(self.call).dec();
-        let answered = self.call.answered(status, self.error);
-        let seconds = metrics.request_seconds.get_or_create(&answered);
+        let route = RouteLabels::of(self.route);
+        metrics.active_requests.get_or_create(&route).dec();
+        let response = ResponseLabels::of(self.route, status, self.error);
+        let seconds = metrics.request_seconds.get_or_create(&response);
         seconds.observe(took.as_secs_f64());
 
         if self.record.telemetry.tracer.is_some()

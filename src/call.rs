@@ -1,0 +1,66 @@
+//! What is known of one gRPC call, for all who work on it.
+
+pub mod attempt;
+pub mod deadline;
+pub mod early_headers;
+pub mod external_id;
+pub mod idempotency_key;
+pub mod request_id;
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
+
+use self::{attempt::Attempt, early_headers::EarlyHeaders};
+use crate::{api::Method, failure::Failure, telemetry::CallRecord};
+
+/// One call of `BatchService`. Made once, when the call arrives.
+#[derive(Clone, Debug)]
+pub struct CallContext {
+    /// Where the call is counted, logged and traced.
+    pub record: Arc<CallRecord>,
+    /// When the caller must have its response.
+    pub deadline: Option<Instant>,
+    /// Which attempt this is, as far as clients and meshes say so.
+    pub attempt: Attempt,
+    /// The headers of the call's response.
+    pub early_headers: EarlyHeaders,
+}
+
+impl CallContext {
+    /// A call with this metadata. Fails where its deadline cannot be read.
+    pub fn new(record: Arc<CallRecord>, metadata: &HeaderMap) -> Result<Self, Failure> {
+        Ok(CallContext {
+            deadline: deadline::of_call(metadata, record.started())?,
+            attempt: Attempt::of_call(metadata),
+            early_headers: EarlyHeaders::default(),
+            record,
+        })
+    }
+
+    /// A call that is refused, because its deadline cannot be read.
+    pub fn without_deadline(record: Arc<CallRecord>) -> Self {
+        CallContext {
+            record,
+            deadline: None,
+            attempt: Attempt::default(),
+            early_headers: EarlyHeaders::default(),
+        }
+    }
+
+    /// The method that is called.
+    pub fn method(&self) -> &'static Method {
+        self.record.method()
+    }
+
+    /// The call's `x-request-id`, the caller's or a new one.
+    pub fn request_id(&self) -> &HeaderValue {
+        self.record.request_id()
+    }
+
+    /// Whether the caller must have its response before this moment.
+    pub fn ends_before(&self, moment: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= moment)
+    }
+}

@@ -1,0 +1,3 @@
+//! What each rpc does that is not `CreateBatch`.
+
+pub mod read;
