@@ -48,7 +48,7 @@ proto: $(BUF)
 
 scripts: $(PYTHON) $(ACTIONLINT)
 	git ls-files '*.sh' .ci/run | xargs $(PYTHON)/shellcheck --severity=style --exclude=SC2119
-	$(PYTHON)/ruff check
+	git ls-files '*.py' | xargs $(PYTHON)/ruff check --quiet
 	PATH=$(PYTHON):$$PATH $(ACTIONLINT)
 
 ## Tests

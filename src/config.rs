@@ -115,7 +115,7 @@ pub struct Settings {
 
     /// When to look up an external ID before creating a batch.
     #[arg(long, value_name = "WHEN", default_value = "always")]
-    pub look_up: LookupPolicy,
+    pub lookup: LookupPolicy,
 
     /// Adds an external ID to creates that have none, so that a lookup can settle a lost
     /// response. The batch then has a field that the caller did not send.
@@ -190,7 +190,7 @@ const HEADINGS: [(&str, &str); 9] = [
     ("tls_cert_file", "TLS"),
     ("grpc_web", "Browsers"),
     ("upstream_url", "Adobe's API"),
-    ("look_up", "Creating batches"),
+    ("lookup", "Creating batches"),
     ("max_in_flight", "Limits"),
     ("default_token_file", "Credentials and metadata"),
     ("drain_delay", "Shutdown"),
@@ -456,7 +456,7 @@ mod tests {
             "--catalog-url=https://user:hunter2@host",
             "--upstream-ca-file=/nowhere",
             "--upstream-http=3",
-            "--look-up=sometimes",
+            "--lookup=sometimes",
             "--connect-timeout=0s",
             "--request-timeout=soon",
             "--max-in-flight=0",
@@ -488,7 +488,7 @@ mod tests {
                 "--upstream-url",
                 "--catalog-url",
                 "--upstream-http",
-                "--look-up",
+                "--lookup",
                 "--connect-timeout",
                 "--request-timeout",
                 "--max-in-flight",
@@ -522,7 +522,7 @@ mod tests {
                 ["--grpc-web=2", "--grpc-web-origins=https://a.example"],
                 "--grpc-web ",
             ),
-            (["--generate-external-ids", "--look-up=x"], "--look-up "),
+            (["--generate-external-ids", "--lookup=x"], "--lookup "),
         ] {
             let problems = check(&flags).expect_err("problems");
             assert_eq!(problems.len(), 1, "{problems:?}");

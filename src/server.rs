@@ -129,7 +129,7 @@ pub async fn start(
     let tls = tls.transpose().map_err(StartError::Tls)?;
     let retries = Arc::new(Retries::new(telemetry.clone()));
     let create_state = Arc::new(CreateState::new(
-        settings.look_up,
+        settings.lookup,
         settings.request_timeout,
         retries.clone(),
         telemetry.clone(),

@@ -40,8 +40,8 @@ impl Settings {
         if !self.grpc_web && !self.grpc_web_origins.is_empty() {
             broken.push("--grpc-web-origins has no effect without --grpc-web".to_owned());
         }
-        if self.generate_external_ids && self.look_up == LookupPolicy::Never {
-            let problem = "--generate-external-ids has no effect with --look-up never";
+        if self.generate_external_ids && self.lookup == LookupPolicy::Never {
+            let problem = "--generate-external-ids has no effect with --lookup never";
             broken.push(problem.to_owned());
         }
         let extra_ca = self.upstream_ca_file.as_deref().map_or_else(
