@@ -3,6 +3,8 @@
 //! the outcome is unknown.
 
 mod recent;
+#[cfg(test)]
+mod tests;
 
 use std::{
     hash::{BuildHasher, RandomState},

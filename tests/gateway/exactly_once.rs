@@ -222,38 +222,6 @@ async fn a_retry_waits_for_a_first_try_in_another_gateway() {
 }
 
 #[tokio::test]
-async fn a_retry_creates_when_the_first_try_s_time_is_over() {
-    let upstream = simulator().await;
-    let gateway = Gateway::before(&upstream, &["--request-timeout=500ms"]).await;
-    let begin = std::time::Instant::now();
-    let answer = gateway
-        .create_with(with_id("mine"), &[RETRY])
-        .await
-        .unwrap();
-    assert_eq!(answer.origin(), BatchOrigin::Created);
-    assert!(begin.elapsed() >= Duration::from_millis(500));
-
-    // A first try that ended here without a batch needs no patience.
-    let gateway = Gateway::before(&upstream, &[]).await;
-    upstream.inject(list_fault(StatusCode::INTERNAL_SERVER_ERROR));
-    let refused = gateway.create(with_id("early")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable);
-    let begin = std::time::Instant::now();
-    let answer = gateway.create_with(with_id("early"), &[RETRY]).await;
-    assert_eq!(answer.unwrap().origin(), BatchOrigin::Created);
-    assert!(begin.elapsed() < Duration::from_secs(5));
-    upstream.inject(Fault::Status(StatusCode::BAD_REQUEST));
-    let refused = gateway.create(with_id("next")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument);
-    let begin = std::time::Instant::now();
-    gateway
-        .create_with(with_id("next"), &[RETRY])
-        .await
-        .unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5));
-}
-
-#[tokio::test]
 async fn a_failed_lookup_sends_nothing() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
