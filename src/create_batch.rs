@@ -1,8 +1,10 @@
-//! One create, from the first look-up to a known end: look for the external id,
+//! One create, from the first lookup to a known end: look for the external id,
 //! send, send again only what certainly changed nothing, and look again where
 //! the outcome is unknown.
 
 mod recent;
+#[cfg(test)]
+mod tests;
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -39,7 +41,7 @@ pub enum LookupPolicy {
     Never,
 }
 
-/// The pauses between look-ups that find nothing.
+/// The pauses between lookups that find nothing.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const LOOK_AGAIN_AT_MOST: Duration = Duration::from_secs(2);
 
@@ -189,7 +191,7 @@ impl<Api: BatchApi> BatchCreator<Api> {
     }
 
     /// Whether external ids are looked up at all.
-    pub fn looks_up(&self) -> bool {
+    pub fn uses_lookups(&self) -> bool {
         self.state.lookup != LookupPolicy::Never
     }
 
@@ -275,7 +277,7 @@ impl<Api: BatchApi> BatchCreator<Api> {
         last: Option<&LastResult>,
         pending_until: Option<Instant>,
     ) -> Result<Option<Arc<Batch>>, Failure> {
-        let looks_up = match self.state.lookup {
+        let uses_lookups = match self.state.lookup {
             LookupPolicy::Always => !idempotent.is_new,
             LookupPolicy::OnRetry => pending_until.is_some() || create.call.attempt.is_retry(),
             LookupPolicy::Never => false,
@@ -285,20 +287,20 @@ impl<Api: BatchApi> BatchCreator<Api> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let looked_up = match looks_up {
+            let looked_up = match uses_lookups {
                 true => self.find_by_external_id(create, &idempotent.id).await,
                 false => Ok(None),
             };
             match looked_up {
                 Ok(Some(batch)) => return Ok(Some(batch)),
                 Ok(None) => {
-                    // A look-up that succeeded shows that this caller may hear of another's batch.
+                    // A lookup that succeeded shows that this caller may hear of another's batch.
                     if let Some(LastResult::Created { batch, principal }) = last
-                        && (looks_up || *principal == idempotent.principal)
+                        && (uses_lookups || *principal == idempotent.principal)
                     {
                         return Ok(Some(batch.clone()));
                     }
-                    if !looks_up || !is_pending() {
+                    if !uses_lookups || !is_pending() {
                         return Ok(None);
                     }
                     backoff.sleep().await;
@@ -322,7 +324,7 @@ impl<Api: BatchApi> BatchCreator<Api> {
         idempotent: &IdempotentCreate,
         failure: Failure,
     ) -> Result<CreatedBatch, Failure> {
-        if failure.effect == Effect::NotApplied || !self.looks_up() {
+        if failure.effect == Effect::NotApplied || !self.uses_lookups() {
             return Err(failure);
         }
         let longest = Instant::now() + self.state.request_timeout;
@@ -383,7 +385,7 @@ impl<Api: BatchApi> BatchCreator<Api> {
     }
 
     /// `POST /batches`, repeated only where it is proven that nothing was
-    /// created, and with an external id only after one more look-up.
+    /// created, and with an external id only after one more lookup.
     async fn create(
         &self,
         create: &Create,
@@ -419,7 +421,7 @@ impl<Api: BatchApi> BatchCreator<Api> {
                 None => return Err(failure),
             }
             if let Some(idempotent) = &create.idempotent
-                && self.looks_up()
+                && self.uses_lookups()
             {
                 match self.find_by_external_id(create, &idempotent.id).await {
                     Ok(None) => {}
@@ -432,13 +434,13 @@ impl<Api: BatchApi> BatchCreator<Api> {
     }
 }
 
-/// Whether a look-up that failed so may succeed soon.
+/// Whether a lookup that failed so may succeed soon.
 fn is_transient(cause: &Failure) -> bool {
     let is_client_error = cause.http_status().is_some_and(|s| s.is_client_error());
     cause.retry != Retry::Never && !is_client_error
 }
 
-/// A look-up before a create failed. It created nothing, but an earlier attempt
+/// A lookup before a create failed. It created nothing, but an earlier attempt
 /// of the call may have.
 fn lookup_failed(cause: Failure, previous_attempt_pending: bool) -> Failure {
     let retry = cause.retry;
@@ -452,7 +454,7 @@ fn lookup_failed(cause: Failure, previous_attempt_pending: bool) -> Failure {
     }
 }
 
-/// The pauses between look-ups: longer and longer, and jittered.
+/// The pauses between lookups: longer and longer, and jittered.
 struct Backoff {
     next: Duration,
 }

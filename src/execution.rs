@@ -486,7 +486,8 @@ mod tests {
         assert_eq!(executor.in_flight(), 1);
         executor.finished().await;
         let text = executor.0.telemetry.encode();
-        let line = r#"aep_gateway_abandoned_creates_total{outcome="APPLIED"} 1"#;
+        let line =
+            r#"aep_gateway_abandoned_calls_total{grpc_method="CreateBatch",outcome="APPLIED"} 1"#;
         assert!(text.contains(line), "{text}");
 
         let late = caller(None, Some(Duration::ZERO));

@@ -108,7 +108,7 @@ impl Failure {
             Kind::UpstreamTimeout(_) => Reason::UpstreamTimeout,
             Kind::ConnectionLost(_) => Reason::ConnectionLost,
             Kind::Lookup(cause) => match (self.effect, cause.reason()) {
-                // A look-up creates nothing, but an earlier attempt may have.
+                // A lookup creates nothing, but an earlier attempt may have.
                 (Effect::Unknown | Effect::Applied, _) => Reason::LookupUnsettled,
                 (_, reason @ (Reason::ApiUnauthenticated | Reason::ApiRateLimited)) => reason,
                 (_, Reason::ApiPermissionDenied) => Reason::LookupForbidden,
@@ -184,7 +184,7 @@ pub enum Kind {
     UpstreamTimeout(Duration),
     /// The connection broke while the request was under way.
     ConnectionLost(String),
-    /// The look-up by external id, before anything was sent, failed.
+    /// The lookup by external id, before anything was sent, failed.
     Lookup(Box<Failure>),
     /// A batch with the same external id and other content exists.
     ExternalIdTaken {
@@ -336,9 +336,9 @@ reasons! {
     BatchNotFound "BATCH_NOT_FOUND" NotApplied
         "Catalog shows no batch with this id; it may show a new one after some time",
     LookupFailed "LOOKUP_FAILED" NotApplied
-        "The look-up by external id failed, so nothing was sent",
+        "The lookup by external id failed, so nothing was sent",
     LookupForbidden "LOOKUP_FORBIDDEN" NotApplied
-        "The credential may not read Catalog; see `--look-up`",
+        "The credential may not read Catalog; see `--lookup`",
     DeadlineBeforeSending "DEADLINE_BEFORE_SENDING" NotApplied
         "The call's deadline passed before anything was sent",
     UpstreamDnsFailed "UPSTREAM_DNS_FAILED" NotApplied
@@ -388,7 +388,7 @@ reasons! {
     DeadlineUnsettled "DEADLINE_UNSETTLED" Unknown
         "The deadline passed while an earlier attempt may still create the batch",
     LookupUnsettled "LOOKUP_UNSETTLED" Unknown
-        "The look-up failed, and an earlier attempt may have created the batch",
+        "The lookup failed, and an earlier attempt may have created the batch",
     GatewayStopped "GATEWAY_STOPPED" Unknown
         "The gateway stopped after the request was sent",
     GatewayFailed "GATEWAY_FAILED" Unknown

@@ -114,7 +114,7 @@ pub fn tls(options: &UpstreamOptions) -> Result<ClientConfig, rustls::Error> {
     let trusted = match options.proxies.need_tls(&options.import_url) {
         true => Some(trusted()?),
         false if options.proxies.need_tls(&options.catalog_url) => trusted()
-            .inspect_err(|error| tracing::warn!(%error, "look-ups will fail: {NO_TRUSTED_CA}"))
+            .inspect_err(|error| tracing::warn!(%error, "lookups will fail: {NO_TRUSTED_CA}"))
             .ok(),
         false => None,
     };

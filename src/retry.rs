@@ -23,7 +23,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Retries per call. Calls of the last 10 s count, so that over any minute of
 /// an outage at most 0.07 × 70 / 60 = 0.082 retries per call are made; with the
-/// look-ups that a create may add for 1 s of it, less than 0.1.
+/// lookups that a create may add for 1 s of it, less than 0.1.
 const RETRIES_PER_CALL: f32 = 0.07;
 
 /// The one budget for the retries of all methods.

@@ -28,7 +28,7 @@ mod writes;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -57,6 +57,9 @@ use crate::{
 
 /// After the drain timeout: how long connections may take to send the last responses.
 const FINAL_FLUSH: Duration = Duration::from_millis(500);
+
+/// The names in health checks: the empty one is the server as a whole.
+const HEALTH_SERVICES: [&str; 2] = ["", SERVICE_NAME];
 
 /// Why the gateway did not start.
 #[derive(Debug)]
@@ -94,13 +97,8 @@ impl std::error::Error for StartError {}
 pub struct Running {
     listen: Listen,
     admin: SocketAddr,
-    health: HealthReporter,
-    draining: CancellationToken,
     shutdown: Shutdown,
-    executor: Executor<CreatedBatch>,
-    telemetry: Arc<Telemetry>,
-    drain_delay: Duration,
-    drain_timeout: Duration,
+    shared: Shared,
 }
 
 /// What the workers share.
@@ -132,11 +130,7 @@ pub async fn start(
         .await
         .map_err(cannot_listen)?;
     let admin = admin_listener.local_addr().map_err(cannot_listen)?;
-    let (max_age, drain_delay, drain_timeout) = (
-        settings.max_connection_age,
-        settings.drain_delay,
-        settings.drain_timeout,
-    );
+    let max_age = settings.max_connection_age;
     let tls = start_tls(&mut config, &telemetry)?;
 
     let shutdown = Shutdown::default();
@@ -149,16 +143,10 @@ pub async fn start(
         .map(|worker| Ok((worker, Arc::new(shared.services()?))))
         .collect::<Result<_, StartError>>()?;
 
-    let Shared {
-        executor,
-        health,
-        options: router::Options { draining, .. },
-        ..
-    } = shared;
     let admin_pages = Admin {
         telemetry: telemetry.clone(),
         log_level,
-        draining: draining.clone(),
+        draining: shared.options.draining.clone(),
         workers: worker_check,
     };
     tokio::spawn(admin::serve(admin_listener, admin_pages));
@@ -168,13 +156,8 @@ pub async fn start(
     Ok(Running {
         listen,
         admin,
-        health,
-        draining,
         shutdown,
-        executor,
-        telemetry,
-        drain_delay,
-        drain_timeout,
+        shared,
     })
 }
 
@@ -212,7 +195,7 @@ impl Shared {
                 telemetry.clone(),
             ),
             create_state: Arc::new(CreateState::new(
-                settings.look_up,
+                settings.lookup,
                 settings.request_timeout,
                 retries.clone(),
                 telemetry.clone(),
@@ -261,7 +244,7 @@ impl Shared {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", SERVICE_NAME] {
+    for service in HEALTH_SERVICES {
         health.set_service_status(service, status).await;
     }
 }
@@ -287,34 +270,40 @@ impl Running {
 
     /// Stops: reports NOT_SERVING, waits until load balancers have noticed, sends GOAWAY, lets
     /// calls in flight finish, and ends the rest after the drain timeout.
-    pub async fn drain(mut self) {
-        tracing::info!(calls_in_flight = self.executor.in_flight(), "draining");
-        self.draining.cancel();
-        self.telemetry.set_ready(false);
-        set_health(&self.health, ServingStatus::NotServing).await;
-        tokio::time::sleep(self.drain_delay).await;
+    pub async fn drain(self) {
+        let Shared {
+            config: Config { settings, .. },
+            executor,
+            health,
+            options,
+            telemetry,
+            ..
+        } = &self.shared;
+        let connections = &self.shutdown.connections;
+        tracing::info!(calls_in_flight = executor.in_flight(), "draining");
+        options.draining.cancel();
+        telemetry.set_ready(false);
+        set_health(health, ServingStatus::NotServing).await;
+        tokio::time::sleep(settings.drain_delay).await;
 
-        for service in ["", SERVICE_NAME] {
-            self.health.clear_service_status(service).await; // ends Health/Watch streams
+        let mut health = health.clone();
+        for service in HEALTH_SERVICES {
+            health.clear_service_status(service).await; // ends Health/Watch streams
         }
         self.shutdown.drain.cancel();
-        self.shutdown.connections.close();
+        connections.close();
         let finished = async {
-            self.shutdown.connections.wait().await;
-            self.executor.finished().await;
+            connections.wait().await;
+            executor.finished().await;
         };
-        if tokio::time::timeout(self.drain_timeout, finished)
-            .await
-            .is_err()
-        {
+        if timeout(settings.drain_timeout, finished).await.is_err() {
             tracing::warn!(
-                connections = self.shutdown.connections.len(),
-                calls_in_flight = self.executor.in_flight(),
+                connections = connections.len(),
+                calls_in_flight = executor.in_flight(),
                 "drain timeout: ending the calls in flight"
             );
-            self.executor.shut_down();
-            let flushed = self.shutdown.connections.wait();
-            let _ = tokio::time::timeout(FINAL_FLUSH, flushed).await;
+            executor.shut_down();
+            let _ = timeout(FINAL_FLUSH, connections.wait()).await;
             self.shutdown.kill.cancel();
         }
         tracing::info!("stopped");

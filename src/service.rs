@@ -178,7 +178,7 @@ impl Gateway {
             },
         };
         match mapping::special_character(&id) {
-            Some(character) if self.creator.looks_up() => {
+            Some(character) if self.creator.uses_lookups() => {
                 let description = format!(
                     "has {character:?}, which Catalog's filters do not take literally: a batch \
                      with this id could not be looked up"

@@ -316,7 +316,7 @@ fn what_happened(failure: &Failure) -> String {
         Kind::BatchNotFound => "There is no such batch, or Catalog does not show it yet".to_owned(),
         Kind::Lookup(cause) => {
             let what = what_happened(cause);
-            format!("The look-up by external id failed: {what}")
+            format!("The lookup by external id failed: {what}")
         }
         Kind::Api(error) => api_error(error),
         Kind::InvalidResponse(response) => {

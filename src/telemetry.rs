@@ -91,7 +91,7 @@ impl Telemetry {
         ExecutionInFlight(self.clone())
     }
 
-    /// Counts a look-up.
+    /// Counts a lookup.
     pub fn lookup(&self, found: &Result<Vec<Batch>, Failure>) {
         let result = match found {
             Ok(batches) if batches.is_empty() => "nothing",

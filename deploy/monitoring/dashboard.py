@@ -13,7 +13,7 @@ SEL = 'namespace=~"$namespace", job=~"$job", instance=~"$instance"'
 BATCHES = SEL + ', grpc_service="aep.ingestion.v1.BatchService"'
 BAD = 'grpc_code=~"Unknown|Unavailable|DeadlineExceeded|Internal"'
 COUNTED = 'grpc_code=~"OK|Unknown|Unavailable|DeadlineExceeded|Internal"'
-FAILED = 'reason!~"CREATED|FOUND|RECOVERED"'
+FAILED = 'reason!~"CREATED|FOUND|RECOVERED|OK"'
 
 
 def rate(metric, by="", also="", labels=SEL, window="$__rate_interval"):
@@ -65,7 +65,7 @@ ROWS = [
             stat("Outcome not known",
                  "Creates in the time shown whose callers could not be told whether the batch exists. "
                  "AepGatewayOutcomeUnknown says how to find it.", "short",
-                 increase("aep_gateway_creates_total", f'outcome!="NOT_APPLIED", {FAILED}'), red=1),
+                 increase("aep_gateway_outcomes_total", f'outcome=~"UNKNOWN|APPLIED", {FAILED}'), red=1),
             stat("Calls", "0 while callers are at work: look at the Service and the mesh before this.", "reqps",
                  rate("grpc_server_handled_total", labels=BATCHES)),
             stat("99 of 100 calls take less than",
@@ -81,10 +81,10 @@ ROWS = [
             graph("Failed creates by reason",
                   "Each reason is explained in docs/errors.md. UPSTREAM_… and API_UNAVAILABLE: Adobe or the "
                   "way there. GATEWAY_OVERLOADED: add gateways. GATEWAY_FAILED: a bug, report it.",
-                  "reqps", ("{{reason}}", rate("aep_gateway_creates_total", "reason", FAILED) + " > 0"), stack=True),
+                  "reqps", ("{{reason}}", rate("aep_gateway_outcomes_total", "reason", FAILED) + " > 0"), stack=True),
             graph("How long calls take",
                   "Dots are single calls with their trace. Higher than the upstream below: the gateway "
-                  "waits (look-ups, retries) or is short of CPU.", "s",
+                  "waits (lookups, retries) or is short of CPU.", "s",
                   *[(f"p{q * 100:g}", quantile(q, "grpc_server_handling_seconds", labels=BATCHES))
                     for q in (0.5, 0.9, 0.99)]),
         ]),
@@ -96,13 +96,13 @@ ROWS = [
                                 rate("grpc_server_handled_total", also=COUNTED, labels=BATCHES))), red=0.005),
             graph("Creates by outcome",
                   "What is neither APPLIED nor NOT_APPLIED has to be looked for.", "reqps",
-                  ("{{outcome}}", rate("aep_gateway_creates_total", "outcome")), stack=True),
+                  ("{{outcome}}", rate("aep_gateway_outcomes_total", "outcome", 'outcome!=""')), stack=True),
         ]),
     ]),
     ("Upstream: Adobe's API", [
         (8, [
             graph("Requests by status",
-                  "/batches: creates. /catalog/batches: look-ups. 5xx or a word: AepGatewayUpstreamFailing. "
+                  "/batches: creates. /catalog/batches: lookups. 5xx or a word: AepGatewayUpstreamFailing. "
                   "429: AepGatewayRateLimited. 401 and 403: AepGatewayCredentialsRefused.", "reqps",
                   ("{{url_template}} {{http_response_status_code}}",
                    rate("http_client_request_duration_seconds_count", "url_template, http_response_status_code",
@@ -116,14 +116,14 @@ ROWS = [
                      quantile(q, "http_client_request_duration_seconds", ", url_template")) for q in (0.5, 0.99)],
                   red=10),
             graph("Share of requests that fail",
-                  "5xx and no answer. Look-ups that fail make calls with an external id fail.", "percentunit",
+                  "5xx and no answer. Lookups that fail make calls with an external id fail.", "percentunit",
                   ("{{url_template}}",
                    share(rate("http_client_request_duration_seconds_count", "url_template",
                               'http_response_status_code!~"[234].."'),
                          rate("http_client_request_duration_seconds_count", "url_template"))), red=0.1),
         ]),
         (7, [
-            graph("Requests under way", "As many as creates in flight. Much more: look-ups are slow.", "short",
+            graph("Requests under way", "As many as creates in flight. Much more: lookups are slow.", "short",
                   ("{{url_template}}", f"sum by (url_template) (http_client_active_requests{{{SEL}}})")),
             graph("New connections",
                   "Failed: name, route, firewall, proxy or TLS; the log says which (UPSTREAM_…). Many that "
@@ -135,26 +135,26 @@ ROWS = [
     ]),
     ("Exactly once", [
         (8, [
-            graph("Look-ups by external id",
+            graph("Lookups by external id",
                   "failed: AepGatewayLookUpsFailing. found: callers tried again, and a duplicate was prevented.",
-                  "reqps", ("{{result}}", rate("aep_gateway_look_ups_total", "result"))),
+                  "reqps", ("{{result}}", rate("aep_gateway_lookups_total", "result"))),
             graph("Batches found and recovered",
                   "FOUND: the batch was there before the call. RECOVERED: the answer was lost, the batch was found. "
                   "Both are good ends. Many RECOVERED: Adobe loses answers.", "reqps",
-                  ("{{reason}}", rate("aep_gateway_creates_total", "reason", 'reason=~"FOUND|RECOVERED"'))),
+                  ("{{reason}}", rate("aep_gateway_outcomes_total", "reason", 'reason=~"FOUND|RECOVERED"'))),
             graph("Requests sent again",
                   "As a share of the creates. The budget ends at 7 %: then callers see the failures. "
                   "AepGatewayManyRetries.", "percentunit",
-                  ("repeated", share(rate("aep_gateway_retries_total"), rate("aep_gateway_creates_total"))), red=0.03),
+                  ("repeated", share(rate("aep_gateway_retries_total"), rate("aep_gateway_outcomes_total"))), red=0.03),
         ]),
         (7, [
             graph("Outcome not known, by reason",
                   "Creates without an external id among these have to be looked for: AepGatewayOutcomeUnknown.", "reqps",
-                  ("{{reason}}", rate("aep_gateway_creates_total", "reason", f'outcome!="NOT_APPLIED", {FAILED}'))),
+                  ("{{reason}}", rate("aep_gateway_outcomes_total", "reason", f'outcome=~"UNKNOWN|APPLIED", {FAILED}'))),
             graph("Callers who left",
                   "APPLIED: the batch exists, its caller does not know; the log has the id. Many: callers' "
                   "deadlines are shorter than Adobe takes. AepGatewayCallersLeave.", "reqps",
-                  ("{{outcome}}", rate("aep_gateway_abandoned_creates_total", "outcome"))),
+                  ("{{outcome}}", rate("aep_gateway_abandoned_calls_total", "outcome"))),
         ]),
     ]),
     ("Saturation", [
@@ -162,12 +162,12 @@ ROWS = [
             graph("Creates in flight",
                   "At the maximum (--max-in-flight) further ones are refused. Rising with Adobe's latency is "
                   "normal; rising alone needs more gateways. AepGatewayNearALimit.", "short",
-                  ("{{instance}}", f"aep_gateway_creates_in_flight{{{SEL}}}"),
-                  ("maximum {{instance}}", f"aep_gateway_max_creates_in_flight{{{SEL}}}")),
+                  ("{{instance}}", f"aep_gateway_executions_in_flight{{{SEL}}}"),
+                  ("maximum {{instance}}", f"aep_gateway_max_in_flight{{{SEL}}}")),
             graph("Calls in flight", "Those that wait for their create, and those that are being refused.", "short",
                   ("{{instance}}", f"aep_gateway_calls_in_flight{{{SEL}}}")),
             graph("Calls refused because full", "Not created, so they may be repeated. AepGatewayOverloaded.", "reqps",
-                  ("{{instance}}", rate("aep_gateway_creates_total", "instance", 'reason="GATEWAY_OVERLOADED"'))),
+                  ("{{instance}}", rate("aep_gateway_outcomes_total", "instance", 'reason="GATEWAY_OVERLOADED"'))),
         ]),
         (7, [
             graph("Connections",

@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Args)]
 pub(super) struct Healthcheck {
-    /// The gateway's --admin-listen address. 0.0.0.0 and [::] mean this machine.
+    /// The gateway's --admin-listen address. `0.0.0.0` and `[::]` mean this machine.
     #[arg(
         long,
         value_name = "ADDRESS",

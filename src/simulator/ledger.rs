@@ -13,7 +13,7 @@ pub(super) struct Ledger {
     batches: VecDeque<(Instant, Value)>,
     /// How many were forgotten: the number of the first in `batches`.
     forgotten: usize,
-    /// The numbers of the batches by id and by external id, so that look-ups do
+    /// The numbers of the batches by id and by external id, so that lookups do
     /// not pass through all of them.
     by_id: HashMap<String, usize>,
     by_external_id: HashMap<String, Vec<usize>>,

@@ -20,7 +20,7 @@ use tonic::Code;
 use super::{
     BATCH_SERVICE, Telemetry,
     access::AccessLine,
-    metrics::{OutcomeLabel, ReasonLabels, TraceLabel},
+    metrics::{OutcomeLabels, ReasonLabels, SUCCESS, TraceLabel},
     trace::TraceContext,
     upstream_request::UpstreamRequest,
 };
@@ -113,14 +113,13 @@ impl CallRecord {
 
     /// Records the result that the caller receives.
     pub fn complete(&self, completion: Completion) {
-        if let Some(outcome) = completion.outcome {
-            let labels = ReasonLabels {
-                outcome: outcome.as_str(),
-                reason: completion.reason.unwrap_or_default(),
-            };
-            let creates = &self.telemetry.metrics.creates;
-            creates.get_or_create(&labels).inc();
-        }
+        let labels = ReasonLabels {
+            grpc_method: &self.method.name,
+            outcome: completion.outcome.map(Effect::as_str).unwrap_or_default(),
+            reason: completion.reason.unwrap_or(SUCCESS),
+        };
+        let outcomes = &self.telemetry.metrics.outcomes;
+        outcomes.get_or_create(&labels).inc();
         let _ = self.completion.set(completion); // once for each call
     }
 
@@ -133,7 +132,12 @@ impl CallRecord {
     pub fn abandoned(&self, completion: &Completion) {
         let outcome = completion.outcome.map(Effect::as_str).unwrap_or_default();
         let abandoned = &self.telemetry.metrics.abandoned;
-        abandoned.get_or_create(&OutcomeLabel { outcome }).inc();
+        abandoned
+            .get_or_create(&OutcomeLabels {
+                grpc_method: &self.method.name,
+                outcome,
+            })
+            .inc();
         tracing::warn!(
             request_id = self.shown_request_id(),
             trace_id = self.trace.trace_id(),

@@ -20,7 +20,7 @@ use tonic::Code;
 
 use super::{BATCH_SERVICE, log_queue, process::Process};
 use crate::{
-    api::{self, Method, ROUTES},
+    api::{self, Method, ROUTES, Safety},
     failure::{Effect, Reason},
 };
 
@@ -47,6 +47,9 @@ struct HandledLabels {
     grpc_code: &'static str,
 }
 
+/// The reason of a success that has no other.
+pub(super) const SUCCESS: &str = "OK";
+
 /// One label.
 macro_rules! label {
     ($type:ident, $name:ident) => {
@@ -56,14 +59,21 @@ macro_rules! label {
         }
     };
 }
-label!(OutcomeLabel, outcome);
 label!(ResultLabel, result);
 label!(ReasonLabel, reason);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ReasonLabels {
+    pub(super) grpc_method: &'static str,
+    /// Empty for calls that change nothing.
     pub(super) outcome: &'static str,
     pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OutcomeLabels {
+    pub(super) grpc_method: &'static str,
+    pub(super) outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -131,8 +141,8 @@ pub(super) struct Metrics {
     pub(super) calls_in_flight: Gauge,
     pub(super) executions_in_flight: Gauge,
     pub(super) max_in_flight: Gauge,
-    pub(super) creates: Family<ReasonLabels, Counter>,
-    pub(super) abandoned: Family<OutcomeLabel, Counter>,
+    pub(super) outcomes: Family<ReasonLabels, Counter>,
+    pub(super) abandoned: Family<OutcomeLabels, Counter>,
     pub(super) lookups: Family<ResultLabel, Counter>,
     pub(super) retries: Counter,
     pub(super) request_seconds: Family<ResponseLabels, Histogram>,
@@ -161,28 +171,28 @@ impl Metrics {
             ),
             executions_in_flight: registered(
                 registry,
-                "aep_gateway_creates_in_flight",
-                "Creates that have not ended, also those whose caller has left",
+                "aep_gateway_executions_in_flight",
+                "Calls that are worked on, also creates whose caller has left",
             ),
             max_in_flight: registered(
                 registry,
-                "aep_gateway_max_creates_in_flight",
-                "How many creates may be in flight (--max-in-flight)",
+                "aep_gateway_max_in_flight",
+                "How many calls may be in flight (--max-in-flight)",
             ),
-            creates: registered(
+            outcomes: registered(
                 registry,
-                "aep_gateway_creates",
-                "Creates that ended, by outcome and reason",
+                "aep_gateway_outcomes",
+                "Calls that completed, by outcome and reason",
             ),
             abandoned: registered(
                 registry,
-                "aep_gateway_abandoned_creates",
-                "Creates that ended after their caller had left",
+                "aep_gateway_abandoned_calls",
+                "Calls that completed after the client had disconnected",
             ),
             lookups: registered(
                 registry,
-                "aep_gateway_look_ups",
-                "Look-ups by external id, by what came of them",
+                "aep_gateway_lookups",
+                "Lookups by external id, by what came of them",
             ),
             retries: registered(
                 registry,
@@ -275,14 +285,35 @@ impl Metrics {
 
     /// Makes every combination of labels that is known beforehand.
     fn begin_at_zero(&self) {
-        for origin in ["CREATED", "FOUND", "RECOVERED"] {
-            self.create(Effect::Applied, origin);
-        }
-        for reason in Reason::ALL {
-            self.create(reason.effect(), reason.as_str());
-        }
-        for outcome in Effect::ALL.map(Effect::as_str) {
-            let _ = self.abandoned.get_or_create(&OutcomeLabel { outcome });
+        for method in api::methods().iter().filter(|method| method.is_known()) {
+            let grpc_method = &*method.name;
+            let count = |outcome, reason| {
+                let labels = ReasonLabels {
+                    grpc_method,
+                    outcome,
+                    reason,
+                };
+                let _ = self.outcomes.get_or_create(&labels);
+            };
+            let has_outcome = method.safety != Safety::Safe;
+            for reason in Reason::ALL {
+                let outcome = has_outcome.then(|| reason.effect().as_str());
+                count(outcome.unwrap_or_default(), reason.as_str());
+            }
+            if !has_outcome {
+                count("", SUCCESS);
+                continue;
+            }
+            for origin in ["CREATED", "FOUND", "RECOVERED"] {
+                count(Effect::Applied.as_str(), origin);
+            }
+            for outcome in Effect::ALL.map(Effect::as_str) {
+                let labels = OutcomeLabels {
+                    grpc_method,
+                    outcome,
+                };
+                let _ = self.abandoned.get_or_create(&labels);
+            }
         }
         for result in ["found", "nothing", "failed"] {
             let _ = self.lookups.get_or_create(&ResultLabel { result });
@@ -301,11 +332,6 @@ impl Metrics {
         }
     }
 
-    fn create(&self, outcome: Effect, reason: &'static str) {
-        let outcome = outcome.as_str();
-        let _ = (self.creates).get_or_create(&ReasonLabels { outcome, reason });
-    }
-
     pub(super) fn method(&self, method: &Method) -> &MethodMetrics {
         &self.methods[method.index]
     }
@@ -320,7 +346,7 @@ where
     metric
 }
 
-/// One for each of [`api::methods`], so that what a call counts needs no look-up
+/// One for each of [`api::methods`], so that what a call counts needs no lookup
 /// by labels.
 fn method_metrics(registry: &mut Registry) -> Vec<MethodMetrics> {
     let started: Family<MethodLabels, Counter> =

@@ -9,15 +9,15 @@ use super::Upstream;
 use crate::{
     api::{GET_CATALOG_BATCH, GET_CATALOG_BATCHES},
     call::CallContext,
-    failure::{Failure, Kind},
+    failure::{Failure, Kind, Reason},
     mapping::{self, NoBatch},
     proto::v1::Batch,
 };
 
-/// How long a look-up by external id may take.
+/// How long a lookup by external id may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many batches a look-up lists: Catalog's default ("Filter Catalog data
+/// How many batches a lookup lists: Catalog's default ("Filter Catalog data
 /// using query parameters"). A filter that holds lists one.
 const LOOKUP_LIMIT: usize = 20;
 
@@ -45,6 +45,7 @@ impl Upstream {
             },
         )
         .await
+        .map_err(about_the_batch)
     }
 
     /// `GET /batches` (Catalog Service API reference, "List batches"), in the
@@ -103,6 +104,18 @@ impl Upstream {
         url.query_pairs_mut().extend_pairs(query);
         url
     }
+}
+
+/// A 404 that only Adobe writes is about the batch; any other may be about the
+/// URL.
+fn about_the_batch(mut failure: Failure) -> Failure {
+    if let Kind::Api(error) = &mut failure.kind
+        && error.reason == Reason::ApiNotFound
+        && error.body.is_adobes
+    {
+        error.reason = Reason::BatchNotFound;
+    }
+    failure
 }
 
 /// The batches of a list that have this external id; `None` where there is none

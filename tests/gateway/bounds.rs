@@ -400,7 +400,7 @@ async fn metadata_without_a_message_is_bounded() {
         connections.push(stream);
     }
     // Of 2,500 calls.
-    let refused = r#"aep_gateway_creates_total{outcome="NOT_APPLIED",reason="GATEWAY_OVERLOADED"}"#;
+    let refused = r#"aep_gateway_outcomes_total{grpc_method="CreateBatch",outcome="NOT_APPLIED",reason="GATEWAY_OVERLOADED"}"#;
     while gateway.metric(refused).await.parse::<u32>().unwrap() < 1000 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

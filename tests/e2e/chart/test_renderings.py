@@ -92,7 +92,7 @@ def test_autoscaler_replicas_and_disruption_budget_fit_together(r):
         (metric,) = spec["metrics"]
         by_calls = {"auto": r.name == "a metrics adapter", "in-flight": True, "cpu": False}
         if by_calls[r.value("autoscaling.metric")]:
-            assert metric["pods"]["metric"]["name"] == "aep_gateway_creates_in_flight"
+            assert metric["pods"]["metric"]["name"] == "aep_gateway_executions_in_flight"
             limit = r.value("settings.maxInFlight")
             assert 0 < int(metric["pods"]["target"]["averageValue"]) < limit
         else:
@@ -232,7 +232,7 @@ BAD_VALUES = [
     ({"settings": {"maxInFlight": 1000001}}, "/settings/maxInFlight': maximum"),
     ({"settings": {"maxInFlight": "250"}}, "/settings/maxInFlight': got string, want integer"),
     ({"settings": {"connectTimeout": "2"}}, "/settings/connectTimeout': '2' does not match"),
-    ({"settings": {"lookUp": "sometimes"}}, "/settings/lookUp': value must be one of"),
+    ({"settings": {"lookup": "sometimes"}}, "/settings/lookup': value must be one of"),
     ({"settings": {"upstreamHttp": 3}}, "/settings/upstreamHttp': value must be one of"),
     ({"settings": {"upstreamUrl": "platform.adobe.io"}}, "/settings/upstreamUrl'"),
     ({"settings": {"reflection": "no"}}, "/settings/reflection': got string, want boolean"),

@@ -263,7 +263,7 @@ def test_the_batch_of_a_caller_who_left_is_logged(client):
         return any("WARN" in line and ledger[-1]["id"] in line for line in lines)
 
     wait_until("a warning that names the batch", warning, 5)
-    assert client.gateway.metric("aep_gateway_abandoned_creates_total", outcome="APPLIED") == 1
+    assert client.gateway.metric("aep_gateway_abandoned_calls_total", outcome="APPLIED") == 1
     response_of(client.player.create())
 
 
@@ -433,7 +433,7 @@ def test_the_descriptor_set_loads_where_google_rpc_is_known(client, descriptors)
 @each_client()
 def test_after_all_that_the_gateway_has_no_call_in_flight_and_met_no_bug(client):
     assert client.gateway.metric("aep_gateway_calls_in_flight") == 0
-    assert client.gateway.metric("aep_gateway_creates_total", reason="GATEWAY_FAILED") == 0
+    assert client.gateway.metric("aep_gateway_outcomes_total", reason="GATEWAY_FAILED") == 0
     response_of(client.player.create())
 
 

@@ -41,7 +41,7 @@ class Api:
                     self.answer(200, batches)
                 elif batch_id in batches:
                     self.answer(200, {batch_id: batches[batch_id]})
-                else:  # also a look-up by external id, before a create
+                else:  # also a lookup by external id, before a create
                     self.answer(200, {})
 
             def answer(self, status: int, body: dict, headers: dict | None = None) -> None:

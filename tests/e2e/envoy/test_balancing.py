@@ -67,7 +67,7 @@ async def test_a_draining_gateway_is_left_out_by_health_checks(programs):
         assert goaways == 0, "no connection with calls ever got a GOAWAY"
 
         drains.start()
-        await asyncio.to_thread(envoy.wait_for_health, 2)
+        await asyncio.to_thread(envoy.wait_for_health, 2, 5)
         await asyncio.sleep(1)
     assert drains.calls() > 30
     assert_all_ok(await load.counted(simulator))
@@ -137,7 +137,7 @@ async def test_no_gateway_leaves_because_the_api_is_down(programs):
     calls = await load.ended()
     assert {(c.code, c.outcome) for c in calls} == {("UNAVAILABLE", "NOT_APPLIED")}
     for gateway in gateways:
-        assert gateway.metric("aep_gateway_creates_total", reason="UPSTREAM_CONNECT_FAILED") > 0
+        assert gateway.metric("aep_gateway_outcomes_total", reason="UPSTREAM_CONNECT_FAILED") > 0
 
     simulator.start()
     load = Load(envoy.address)

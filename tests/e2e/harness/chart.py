@@ -20,7 +20,7 @@ EVERY_SETTING = {
     # Go would print it with an exponent.
     "maxInFlight": 1000000, "maxConnections": 1000,
     "upstreamUrl": "https://api.example.com/import", "catalogUrl": "https://api.example.com/catalog",
-    "upstreamHttp": 1, "lookUp": "on-retry", "generateExternalIds": True,
+    "upstreamHttp": 1, "lookup": "on-retry", "generateExternalIds": True,
     "connectTimeout": "500ms", "maxConnectionAge": "5m",
     "forwardMetadata": "x-one,x-two", "reflection": False, "grpcWeb": True,
     "grpcWebOrigins": "https://app.example.com", "logFormat": "text", "logLevel": "info,h2=debug",

@@ -47,8 +47,9 @@ class Envoy(Program):
         socket = listeners["listener_statuses"][0]["local_address"]["socket_address"]
         self.address = f"{socket['address']}:{socket['port_value']}"
 
-    def wait_for_health(self, count):
-        wait_until("Envoy finds every gateway healthy", lambda: self.stat("membership_healthy") == count)
+    def wait_for_health(self, count, seconds=30):
+        healthy = lambda: self.stat("membership_healthy") == count
+        wait_until("Envoy finds every gateway healthy", healthy, seconds)
 
     def stats(self, *names):
         """Counters and gauges for the cluster of the gateways, read at one moment."""

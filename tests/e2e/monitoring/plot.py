@@ -71,7 +71,7 @@ def rate(metric, matchers=""):
 
 
 def creates(matchers):
-    return rate("aep_gateway_creates_total", matchers)
+    return rate("aep_gateway_outcomes_total", matchers)
 
 
 def requests(matchers):
@@ -148,9 +148,9 @@ def draw(prometheus, began, ended):
     name(latency, "How long calls take")
     latency.set_ylim(0.0005, 5)
 
-    at, values = points("sum(aep_gateway_creates_in_flight)")
+    at, values = points("sum(aep_gateway_executions_in_flight)")
     flying.plot(at, values, color=BLUE, label="in flight", linewidth=1.3)
-    at, values = points("sum(aep_gateway_max_creates_in_flight)")
+    at, values = points("sum(aep_gateway_max_in_flight)")
     flying.plot(at, values, color=RED, label="--max-in-flight", linewidth=1, linestyle="--")
     name(flying, "Creates in flight")
     flying.set_ylim(0, IN_FLIGHT * 1.15)
