@@ -145,7 +145,8 @@ impl From<Failure> for Refusal {
 }
 
 /// Receives the only message of a call, and the end of the request. If these have not arrived
-/// yet, `check` runs first and may refuse the call. `received` is told of arriving bytes.
+/// yet, `check` runs first and may refuse the call. `received` gets the number of bytes
+/// as they arrive.
 pub(super) async fn message(
     body: Body,
     head: &Parts,

@@ -179,7 +179,7 @@ impl ConnectionServer {
             let preface_received = || received.load(Ordering::Relaxed) >= PREFACE;
             let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), services));
             let started = Instant::now();
-            // ±10 %, so that connections of one moment do not all reconnect in another.
+            // ±10 %: connections that were opened together do not all reconnect together.
             let too_old = started + self.max_age.mul_f64(0.9 + fastrand::f64() / 5.0);
             let mut timer = pin!(sleep_until(too_old.min(started + HANDSHAKE_TIMEOUT)));
             let mut shutdown = pin!(self.shutdown.drain.cancelled());

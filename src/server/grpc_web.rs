@@ -229,22 +229,29 @@ impl Drop for DrainedBody {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
     use super::*;
-    use crate::headers::{CREDENTIALS, REQUEST_ID};
+    use crate::{
+        call::idempotency_key,
+        headers::{CREDENTIALS, REQUEST_ID},
+    };
 
     #[test]
     fn pages_may_send_and_read_what_a_call_needs() {
-        for name in CREDENTIALS.iter().chain([&REQUEST_ID]) {
-            assert!(
-                REQUEST_HEADERS.split(", ").any(|sent| sent == name),
-                "{name}"
-            );
+        let credentials = CREDENTIALS.iter().map(HeaderName::as_str);
+        for name in credentials.chain([REQUEST_ID.as_str(), idempotency_key::NAME]) {
+            let mut allowed = REQUEST_HEADERS.split(", ");
+            assert!(allowed.any(|allowed| allowed == name), "{name}");
         }
-        for name in [OUTCOME, REQUEST_ID] {
-            assert!(
-                RESPONSE_HEADERS.split(", ").any(|read| read == name),
-                "{name}"
-            );
+        let status = [
+            Status::GRPC_STATUS,
+            Status::GRPC_MESSAGE,
+            Status::GRPC_STATUS_DETAILS,
+        ];
+        for name in status.iter().chain([&OUTCOME, &REQUEST_ID]) {
+            let mut exposed = RESPONSE_HEADERS.split(", ");
+            assert!(exposed.any(|exposed| exposed == name), "{name}");
         }
     }
 }

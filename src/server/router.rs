@@ -56,7 +56,7 @@ pub(super) struct GrpcServices {
     options: Options,
 }
 
-/// What all workers serve alike, besides the services themselves.
+/// What the services of all workers share.
 #[derive(Clone)]
 pub(super) struct Options {
     pub(super) with_reflection: bool,
