@@ -169,10 +169,13 @@ fn pure_modules_do_no_io() {
         });
         words.flatten().collect()
     }
-    for module in ["mapping", "failure", "api"] {
+    for module in ["status", "mapping", "failure", "api"] {
         for (file, _) in files(module) {
-            for word in words(tokens(&file)) {
-                let io = ["async", "fs", "hyper", "net", "reqwest", "tokio"].contains(&&*word);
+            // A deadline is a moment of tokio's clock, which tests can pause.
+            let words = words(tokens(&file)).join(" ");
+            let words = words.replace("tokio : : time : : Instant", "");
+            for word in words.split_whitespace() {
+                let io = ["async", "fs", "hyper", "net", "reqwest", "tokio"].contains(&word);
                 assert!(!io, "{} uses {word}", file.display());
             }
         }
