@@ -335,54 +335,25 @@ fn limit() -> RangedU64ValueParser<usize> {
 
 /// Headers that are never forwarded, and why. A name that ends in `-` stands for all names
 /// that begin with it.
-const NOT_FORWARDABLE: [(&str, &[&str]); 4] = [
+const NOT_FORWARDABLE: [(&str, &str); 4] = [
     (
         "the gateway sets it itself",
-        &[
-            "accept",
-            "authorization",
-            "cookie",
-            "user-agent",
-            "x-api-key",
-            "x-gw-ims-org-id",
-            "x-request-id",
-            "x-sandbox-name",
-        ],
+        "accept authorization cookie user-agent x-api-key x-gw-ims-org-id x-request-id \
+         x-sandbox-name",
     ),
     (
         "it belongs to a connection, not to a call",
-        &[
-            "connection",
-            "expect",
-            "forwarded",
-            "host",
-            "http2-settings",
-            "keep-alive",
-            "max-forwards",
-            "proxy-",
-            "te",
-            "trailer",
-            "transfer-encoding",
-            "upgrade",
-            "via",
-        ],
+        "connection expect forwarded host http2-settings keep-alive max-forwards proxy- \
+         te trailer transfer-encoding upgrade via",
     ),
     (
         "it describes the body, which the gateway writes",
-        &["content-", "digest", "repr-digest", "want-"],
+        "content- digest repr-digest want-",
     ),
     (
         "it changes the API's response, which the gateway must be able to read",
-        &[
-            "a-im",
-            "accept-",
-            "if-",
-            "prefer",
-            "range",
-            "x-http-method",
-            "x-http-method-override",
-            "x-method-override",
-        ],
+        "a-im accept- if- prefer range x-http-method x-http-method-override \
+         x-method-override",
     ),
 ];
 
@@ -395,13 +366,13 @@ fn forwardable(name: &str) -> Result<HeaderName, String> {
     if lower.starts_with("grpc-") || lower.ends_with("-bin") {
         return Err(format!("{lower} cannot be forwarded: gRPC reserves it"));
     }
-    let is_named = |never: &&str| match never.ends_with('-') {
+    let is_named = |never: &str| match never.ends_with('-') {
         true => lower.starts_with(never),
-        false => lower == *never,
+        false => lower == never,
     };
     let refused = NOT_FORWARDABLE
         .iter()
-        .find(|(_, names)| names.iter().any(is_named));
+        .find(|(_, names)| names.split(' ').any(is_named));
     match refused {
         Some((why, _)) => Err(format!("{lower} cannot be forwarded: {why}")),
         None => Ok(parsed),
@@ -572,6 +543,8 @@ mod tests {
             "prefer",
             "proxy-authorization",
             "x-http-method-override",
+            "x-method-override",
+            "te",
             "authorization",
             "x-api-key",
             "x-request-id",

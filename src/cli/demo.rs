@@ -5,14 +5,14 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use http::{HeaderMap, HeaderValue, Uri};
+use http::Uri;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
-use tonic::{Request, metadata::MetadataMap};
+use tonic::{Request, metadata::MetadataValue};
 
 use super::{eprint, print};
 use crate::{
@@ -56,12 +56,11 @@ pub(super) async fn show(listen: &Listen, simulator: &Simulator) -> io::Result<(
         dataset_id: DATASET.to_owned(),
         ..Default::default()
     };
-    let mut metadata = HeaderMap::new();
+    let mut request = Request::new(message);
     for (name, value) in headers::CREDENTIALS.iter().zip(CREDENTIALS) {
-        metadata.insert(name, HeaderValue::from_static(value));
+        let value = MetadataValue::from_static(value);
+        request.metadata_mut().insert(name.as_str(), value);
     }
-    let metadata = MetadataMap::from_headers(metadata);
-    let request = Request::from_parts(metadata, Default::default(), message);
     let batch = match listen {
         Listen::Tcp(address) => create_batch(TcpStream::connect(address).await?, request).await?,
         Listen::Unix(path) => create_batch(UnixStream::connect(path).await?, request).await?,

@@ -44,18 +44,19 @@ impl Settings {
             let problem = "--generate-external-ids has no effect with --lookup never";
             broken.push(problem.to_owned());
         }
-        let extra_ca = self.upstream_ca_file.as_deref().map_or_else(
-            || Ok(Vec::new()),
-            |file| authorities(file).map_err(|problem| format!("--upstream-ca-file: {problem}")),
-        );
+        let mut noted = |flag, problem| broken.push(format!("{flag}: {problem}"));
+        let extra_ca = self
+            .upstream_ca_file
+            .as_deref()
+            .map(authorities)
+            .transpose();
+        let extra_ca = extra_ca.map_err(|problem| noted("--upstream-ca-file", problem));
         let token = self
             .default_token_file
             .as_deref()
             .map(access_token)
             .transpose();
-        let token = token.map_err(|problem| format!("--default-token-file: {problem}"));
-        broken.extend(extra_ca.as_ref().err().cloned());
-        broken.extend(token.as_ref().err().cloned());
+        let token = token.map_err(|problem| noted("--default-token-file", problem));
         if self.default_token_file.is_some()
             && !self.callers_are_authenticated
             && self.tls_allowed_clients.is_empty()
@@ -75,7 +76,7 @@ impl Settings {
                 upstream: UpstreamOptions {
                     import_url: self.upstream_url.clone(),
                     catalog_url: self.catalog_url.clone(),
-                    extra_ca,
+                    extra_ca: extra_ca.unwrap_or_default(),
                     http: self.upstream_http,
                     connect_timeout: self.connect_timeout,
                     request_timeout: self.request_timeout,
