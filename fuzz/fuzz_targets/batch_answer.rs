@@ -1,8 +1,9 @@
-//! Any bytes as the answer to `POST /batches`, and to Catalog's `GET /batches`.
+//! Any bytes as the response to `POST /batches`, and to Catalog's `GET /batches`
+//! and `GET /batches/{id}`.
 #![no_main]
 
 use aep_batch_gateway::{
-    mapping::{batch_from_json, batches_from_json},
+    mapping::{batch_from_json, batch_with_id, batches_from_json},
     proto::v1::{Batch, BatchOrigin, CreateBatchResponse},
 };
 use libfuzzer_sys::fuzz_target;
@@ -33,7 +34,11 @@ fuzz_target!(|body: &[u8]| {
     if object.is_some_and(|object| object.iter().all(is_map)) {
         assert!(batches.is_ok(), "a map of batches was refused");
     }
-    for batch in batches.into_iter().flatten() {
+    for (number, batch) in batches.into_iter().flatten().enumerate() {
+        if number < 4 {
+            let found = batch_with_id(body, &batch.id).expect("a batch of the list");
+            assert_eq!(found.expect("a batch of the list").id, batch.id);
+        }
         can_be_sent(batch, body.len());
     }
 });

@@ -8,7 +8,8 @@ use std::{
 
 use aep_batch_gateway::{
     proto::v1::{
-        Batch, CreateBatchRequest, CreateBatchResponse, batch_service_client::BatchServiceClient,
+        Batch, CreateBatchRequest, CreateBatchResponse, GetBatchRequest, ListBatchesRequest,
+        ListBatchesResponse, batch_service_client::BatchServiceClient,
     },
     simulator::Simulator,
 };
@@ -42,6 +43,8 @@ pub(crate) const CREDENTIALS: [(&str, &str); 4] = [
 ];
 
 pub(crate) const CREATE: &str = "/aep.ingestion.v1.BatchService/CreateBatch";
+pub(crate) const GET: &str = "/aep.ingestion.v1.BatchService/GetBatch";
+pub(crate) const LIST: &str = "/aep.ingestion.v1.BatchService/ListBatches";
 
 /// A request with only a dataset.
 pub(crate) fn request() -> CreateBatchRequest {
@@ -56,6 +59,13 @@ pub(crate) fn with_id(external_id: &str) -> CreateBatchRequest {
     CreateBatchRequest {
         external_id: Some(external_id.to_owned()),
         ..request()
+    }
+}
+
+/// A request for a batch.
+pub(crate) fn get_request(id: &str) -> GetBatchRequest {
+    GetBatchRequest {
+        batch_id: id.to_owned(),
     }
 }
 
@@ -158,18 +168,29 @@ impl Gateway {
         message: CreateBatchRequest,
         more: &[(&'static str, &'static str)],
     ) -> Result<CreateBatchResponse, Status> {
-        let mut metadata = HeaderMap::new();
-        for (name, value) in CREDENTIALS {
-            metadata.insert(name, HeaderValue::from_static(value));
-        }
-        for (name, value) in more {
-            metadata.insert(*name, HeaderValue::from_static(value));
-        }
-        let metadata = MetadataMap::from_headers(metadata);
-        let request = Request::from_parts(metadata, Default::default(), message);
+        let request = with_credentials(message, more);
         let mut client = BatchServiceClient::new(self.channel());
         let answer = timeout(LONG, client.create_batch(request)).await.unwrap()?;
         Ok(answer.into_inner())
+    }
+
+    /// `GetBatch` with good credentials.
+    pub(crate) async fn get(&self, id: &str) -> Result<Batch, Status> {
+        let mut client = BatchServiceClient::new(self.channel());
+        let request = with_credentials(get_request(id), &[]);
+        let response = timeout(LONG, client.get_batch(request)).await.unwrap()?;
+        Ok(response.into_inner().batch.unwrap())
+    }
+
+    /// `ListBatches` with good credentials.
+    pub(crate) async fn list(
+        &self,
+        message: ListBatchesRequest,
+    ) -> Result<ListBatchesResponse, Status> {
+        let mut client = BatchServiceClient::new(self.channel());
+        let request = with_credentials(message, &[]);
+        let response = timeout(LONG, client.list_batches(request)).await.unwrap()?;
+        Ok(response.into_inner())
     }
 
     /// `CreateBatch` frame by frame, with good credentials and more metadata.
@@ -269,6 +290,16 @@ impl Gateway {
         let log = self.log.lock().unwrap().clone();
         (status, log)
     }
+}
+
+/// A call with good credentials, or with others of the same name.
+fn with_credentials<T>(message: T, more: &[(&'static str, &'static str)]) -> Request<T> {
+    let mut metadata = HeaderMap::new();
+    for (name, value) in CREDENTIALS.iter().chain(more) {
+        metadata.insert(*name, HeaderValue::from_static(value));
+    }
+    let metadata = MetadataMap::from_headers(metadata);
+    Request::from_parts(metadata, Default::default(), message)
 }
 
 /// A message in gRPC's framing.
@@ -416,6 +447,19 @@ impl RawAnswer {
         let outcome = outcome.map(|outcome| outcome.to_str().unwrap());
         assert_eq!(info.metadata.get("outcome").map(String::as_str), outcome);
         info.reason
+    }
+
+    /// That it is the failure of a read: it may be repeated, and changed nothing
+    /// whose outcome could be told.
+    pub(crate) fn is_failed_read(&self, code: Code, reason: &str, case: &str) {
+        assert_eq!((self.code(), &*self.reason()), (code, reason), "{case}");
+        assert!(self.trailers_only, "{case}");
+        assert!(!self.trailers.contains_key("aep-batch-outcome"), "{case}");
+        let retry = self.status().get_details_retry_info();
+        let may_help = matches!(code, Code::Unavailable | Code::ResourceExhausted);
+        assert_eq!(retry.is_some(), may_help, "{case}: {retry:?}");
+        let is_safe = self.trailers.contains_key("aep-batch-retry");
+        assert_eq!(is_safe, code == Code::Unavailable, "{case}");
     }
 
     pub(crate) fn info(&self, key: &str) -> Option<String> {
