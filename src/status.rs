@@ -185,7 +185,7 @@ pub fn of_failure(failure: &Failure, about: About<'_>) -> Status {
         }
         _ => {}
     }
-    if let Some(delay) = retry_delay(code, failure.retry) {
+    if let Some(delay) = retry_delay(reason, code, failure.retry) {
         details.set_retry_info(Some(delay));
         // A pushback orders a retry whatever the client's service config says (grpc-java), so it
         // goes only with the code that is meant to be retried.
@@ -236,11 +236,11 @@ fn build(code: Code, message: &str, details: ErrorDetails, metadata: HeaderMap) 
 }
 
 /// When the caller may try again, where that may help.
-fn retry_delay(code: Code, retry: Retry) -> Option<Duration> {
+fn retry_delay(reason: Reason, code: Code, retry: Retry) -> Option<Duration> {
     let unstated = match code {
         Code::Unavailable => Duration::from_secs(1),
         // The API's limit is one per minute, and it may not say how much of it is over.
-        Code::ResourceExhausted => Duration::from_secs(5),
+        _ if reason == Reason::ApiRateLimited => Duration::from_secs(5),
         _ => return None,
     };
     Some(match retry {

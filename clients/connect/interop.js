@@ -1,4 +1,4 @@
-// Makes the calls that tests/e2e/clients orders, by gRPC or gRPC-Web: a line of JSON in, a line out.
+// Makes the calls that tests/e2e/clients asks for, by gRPC or gRPC-Web: a line of JSON in, a line out.
 
 import { createInterface } from 'node:readline';
 

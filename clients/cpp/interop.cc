@@ -1,4 +1,4 @@
-// Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
+// Makes the calls that tests/e2e/clients asks for: a line of JSON in, a line out.
 
 #include <google/protobuf/descriptor.pb.h>
 #include <google/protobuf/struct.pb.h>

@@ -1,4 +1,4 @@
-// Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
+// Makes the calls that tests/e2e/clients asks for: a line of JSON in, a line out.
 
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';

@@ -1,4 +1,4 @@
-# Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out.
+# Makes the calls that tests/e2e/clients asks for: a line of JSON in, a line out.
 
 $LOAD_PATH.unshift File.join(__dir__, 'lib')
 require 'aep/ingestion/v1/batch_service_services_pb'

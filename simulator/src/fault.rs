@@ -39,13 +39,14 @@ pub struct Injection {
 pub enum Fault {
     /// `status-NNN`: the API's own error of this status.
     Status(StatusCode),
-    /// `proxy-NNN`: a proxy answers HTML with this status; nothing is created.
+    /// `proxy-NNN`: a proxy sends HTML with this status; the request is
+    /// ignored.
     Proxy(StatusCode),
-    /// `lost-NNN`: the batch is created, but a proxy answers HTML with this
+    /// `lost-NNN`: the batch is created, but a proxy sends HTML with this
     /// status.
     Lost(StatusCode),
-    /// `varnish-503`, `varnish-503-after` and so on: an intermediary answers;
-    /// whether after processing.
+    /// `varnish-503`, `varnish-503-after` and so on: an intermediary
+    /// responds; whether after processing.
     Intermediary(&'static Intermediary, bool),
     /// `gzip-NNN`, `bom-NNN` and so on: the API's own error of this status, in
     /// a form that is hard to read.

@@ -135,7 +135,7 @@ const AKAMAI_UNAVAILABLE: &str = "<HTML><HEAD><TITLE>Service Unavailable</TITLE>
     <H1>Service Unavailable - Zero size object</H1>\nThe server cannot serve the request for now.<P>\n\
     Reference&#32;&#35;15&#46;5e2a1702&#46;1700000000&#46;1a2b3c\n</BODY></HTML>\n";
 const AKAMAI_TIMEOUT: &str = "<HTML><HEAD><TITLE>Gateway Timeout - In read</TITLE></HEAD><BODY>\n\
-    <H1>Gateway Timeout</H1>\nThe origin did not answer in time.<P>\n\
+    <H1>Gateway Timeout</H1>\nThe origin did not respond in time.<P>\n\
     Reference&#32;&#35;1&#46;5e2a1702&#46;1700000000&#46;1a2b3d\n</BODY></HTML>\n";
 const CLOUDFLARE_PAGE: &str = "<!DOCTYPE html>\n<html lang=\"en-US\">\n<head><title>api | Error at the host\
     </title></head>\n<body><div id=\"cf-wrapper\"><div id=\"cf-error-details\">\n\
@@ -151,7 +151,7 @@ const BLOCKED: &str = "<!DOCTYPE html>\n<html><head><title>Web page blocked</tit
     <h1>Web filter violation</h1><p>The page that you asked for has been blocked by your organization. \
     Category: cloud storage.</p></body></html>\n";
 const DATA_LOSS: &str = "<html><head><title>Content blocked</title></head><body><h1>Content blocked</h1>\
-    <p>The answer of the site broke a rule on data protection. Incident 4711.</p></body></html>\n";
+    <p>The site's response broke a rule on data protection. Incident 4711.</p></body></html>\n";
 const SIGN_IN: &str = "<!DOCTYPE html>\n<html><head><title>Sign in</title>\
     <meta http-equiv=\"refresh\" content=\"0; url=https://login.invalid/\"></head>\n\
     <body><form method=\"post\" action=\"https://login.invalid/\"><input name=\"user\">\
@@ -204,15 +204,15 @@ forms! {
     "squid-403" Before 403 HTML &[("server", "squid/6.9"), ("x-squid-error", "ERR_ACCESS_DENIED 0")],
         "Squid, denied by a rule": squid!("Access denied.");
     "squid-407" Before 407 HTML &[("server", "squid/6.9"), ("proxy-authenticate", "Basic realm=\"proxy\""), ("x-squid-error", "ERR_CACHE_ACCESS_DENIED 0")],
-        "Squid, wants to know who you are": squid!("Cache access denied.");
+        "Squid, proxy authentication required": squid!("Cache access denied.");
     "squid-500" Either 500 HTML &[("server", "squid/6.9"), ("x-squid-error", "ERR_ICAP_FAILURE 0")],
         "Squid, its content filter (ICAP) failed on the request or the response": squid!("ICAP protocol error.");
     "squid-502" Either 502 HTML &[("server", "squid/6.9"), ("x-squid-error", "ERR_ZERO_SIZE_OBJECT 0")],
-        "Squid, the server closed without an answer": squid!("Zero sized reply.");
+        "Squid, the server closed without a response": squid!("Zero sized reply.");
     "squid-503" Before 503 HTML &[("server", "squid/6.9"), ("x-squid-error", "ERR_CONNECT_FAIL 111")],
         "Squid, no connection": squid!("Connection to the server failed.");
     "squid-504" Either 504 HTML &[("server", "squid/6.9"), ("x-squid-error", "ERR_READ_TIMEOUT 0")],
-        "Squid, no answer in time": squid!("Read timeout.");
+        "Squid, no response in time": squid!("Read timeout.");
 
     // Reverse proxies
     "nginx-400" Before 400 HTML NGINX, "nginx, plain HTTP on a TLS port": nginx!("400 The plain HTTP request was sent to HTTPS port");
@@ -221,14 +221,14 @@ forms! {
     "nginx-413" Before 413 HTML NGINX, "nginx, the body is too large": nginx!("413 Request Entity Too Large");
     "nginx-414" Before 414 HTML NGINX, "nginx, the URL is too long": nginx!("414 Request-URI Too Large");
     "nginx-429" Before 429 HTML NGINX, "nginx, `limit_req` with its own status": nginx!("429 Too Many Requests");
-    "nginx-444" Either 444 HTML NGINX, "nginx, closed without an answer, as a proxy before it tells": NONE;
+    "nginx-444" Either 444 HTML NGINX, "nginx, connection closed without a response, as a proxy in front of it reports": NONE;
     "nginx-494" Before 494 HTML NGINX, "nginx, a header is too large": nginx!("400 Request Header Or Cookie Too Large");
     "nginx-495" Before 495 HTML NGINX, "nginx, bad client certificate": nginx!("400 The SSL certificate error");
     "nginx-497" Before 497 HTML NGINX, "nginx, plain HTTP on a TLS port": nginx!("400 The plain HTTP request was sent to HTTPS port");
-    "nginx-499" Either 499 HTML NGINX, "nginx, Traefik, Skipper: the client has gone, as they saw it": NONE;
+    "nginx-499" Either 499 HTML NGINX, "nginx, Traefik, Skipper: the client closed the connection": NONE;
     "nginx-502" Either 502 HTML NGINX, "nginx, the upstream closed, or cannot be reached": nginx!("502 Bad Gateway");
     "nginx-503" Either 503 HTML NGINX, "nginx, limited or in maintenance": nginx!("503 Service Temporarily Unavailable");
-    "nginx-504" Either 504 HTML NGINX, "nginx, no answer in time": nginx!("504 Gateway Time-out");
+    "nginx-504" Either 504 HTML NGINX, "nginx, no response in time": nginx!("504 Gateway Time-out");
     "maintenance-503" Either 503 HTML &[("server", "nginx"), ("retry-after", "1")],
         "a maintenance page; Retry-After": page!("We will be back soon", "");
     "modsecurity-403" Either 403 HTML &[("server", "Apache")],
@@ -252,23 +252,23 @@ forms! {
     "envoy-503-no-host" Before 503 TEXT ENVOY, "Envoy, no host is healthy (UH)": "no healthy upstream";
     "envoy-503-overloaded" Before 503 TEXT &[("server", "envoy"), ("x-envoy-overloaded", "true")],
         "Envoy, circuit breaker (UO)": "upstream connect error or disconnect/reset before headers. reset reason: overflow";
-    "envoy-504" Either 504 TEXT ENVOY, "Envoy, no answer in time (UT)": "upstream request timeout";
+    "envoy-504" Either 504 TEXT ENVOY, "Envoy, no response in time (UT)": "upstream request timeout";
 
     // Load balancers
     "haproxy-400" Before 400 HTML HAPROXY, "HAProxy, bad request": haproxy!("400 Bad request", "The request could not be read.");
     "haproxy-403" Either 403 HTML HAPROXY, "HAProxy, `http-request deny` or `http-response deny`": haproxy!("403 Forbidden", "A rule forbids this request.");
     "haproxy-408" Either 408 HTML HAPROXY, "HAProxy, the request took too long": haproxy!("408 Request Time-out", "The request did not come in time.");
     "haproxy-429" Before 429 HTML HAPROXY, "HAProxy, too many requests": haproxy!("429 Too Many Requests", "Too many requests came in a given time.");
-    "haproxy-502" Either 502 HTML HAPROXY, "HAProxy, the server's answer was bad or empty": haproxy!("502 Bad Gateway", "The server's answer was invalid or incomplete.");
+    "haproxy-502" Either 502 HTML HAPROXY, "HAProxy, the server's response was bad or empty": haproxy!("502 Bad Gateway", "The server's response was invalid or incomplete.");
     "haproxy-503" Either 503 HTML HAPROXY, "HAProxy, no server, also after its own retries": haproxy!("503 Service Unavailable", "No server is available to handle this request.");
-    "haproxy-504" Either 504 HTML HAPROXY, "HAProxy, no answer in time": haproxy!("504 Gateway Time-out", "The server did not answer in time.");
+    "haproxy-504" Either 504 HTML HAPROXY, "HAProxy, no response in time": haproxy!("504 Gateway Time-out", "The server did not respond in time.");
     "alb-403" Before 403 HTML ALB, "AWS load balancer, refused by WAF": page!("403 Forbidden", "");
-    "alb-460" Either 460 HTML ALB, "AWS load balancer, the client has gone, as it saw it": NONE;
+    "alb-460" Either 460 HTML ALB, "AWS load balancer, the client closed the connection": NONE;
     "alb-463" Before 463 HTML ALB, "AWS load balancer, more than 30 addresses in X-Forwarded-For": NONE;
-    "alb-464" Before 464 HTML ALB, "AWS load balancer, HTTP versions do not fit": NONE;
+    "alb-464" Before 464 HTML ALB, "AWS load balancer, HTTP versions do not match": NONE;
     "alb-502" Either 502 HTML ALB, "AWS load balancer, the target closed": page!("502 Bad Gateway", "");
     "alb-503" Before 503 HTML ALB, "AWS load balancer, no target": page!("503 Service Temporarily Unavailable", "");
-    "alb-504" Either 504 HTML ALB, "AWS load balancer, no answer in time": page!("504 Gateway Time-out", "");
+    "alb-504" Either 504 HTML ALB, "AWS load balancer, no response in time": page!("504 Gateway Time-out", "");
     "alb-561" Before 561 HTML ALB, "AWS load balancer, the identity provider failed": page!("561 Authentication Error", "");
     "apigateway-403" Either 403 JSON AWS, "AWS API Gateway, refused": r#"{"message":"Forbidden"}"#;
     "apigateway-429" Before 429 JSON AWS, "AWS API Gateway, throttled": r#"{"message":"Too Many Requests"}"#;
@@ -279,7 +279,7 @@ forms! {
     // CDNs
     "akamai-403" Either 403 HTML AKAMAI, "Akamai, access denied": AKAMAI_DENIED;
     "akamai-503" Either 503 HTML AKAMAI, "Akamai, the origin sent nothing": AKAMAI_UNAVAILABLE;
-    "akamai-504" Either 504 HTML AKAMAI, "Akamai, no answer in time": AKAMAI_TIMEOUT;
+    "akamai-504" Either 504 HTML AKAMAI, "Akamai, no response in time": AKAMAI_TIMEOUT;
     "cdn-problem-403" Either 403 PROBLEM AKAMAI, "a CDN's problem document: denied":
         r#"{"type":"https://problems.cdn.invalid/denied","title":"Forbidden","status":403,"instance":"18.5e2a1702.1700000000.2b6a"}"#;
     "cdn-problem-409" Either 409 PROBLEM CF, "a CDN's problem document: the host's address is prohibited":
@@ -289,21 +289,21 @@ forms! {
     "cdn-problem-500" Either 500 PROBLEM AKAMAI, "a CDN's problem document: its own error":
         r#"{"type":"about:blank","title":"Internal Server Error","status":500}"#;
     "cdn-problem-503" Either 503 PROBLEM &[("server", "AkamaiGHost"), ("retry-after", "1")],
-        "a CDN's problem document: no answer; Retry-After":
-        r#"{"type":"https://problems.cdn.invalid/origin","title":"Service Unavailable","status":503,"detail":"The origin did not answer","instance":"15.5e2a1702"}"#;
-    "cdn-problem-504" Either 504 PROBLEM CF, "a CDN's problem document: no answer in time":
-        r#"{"type":"https://problems.cdn.invalid/504","title":"Gateway time-out","status":504,"detail":"The origin did not answer in time","retryable":true}"#;
+        "a CDN's problem document: no response; Retry-After":
+        r#"{"type":"https://problems.cdn.invalid/origin","title":"Service Unavailable","status":503,"detail":"The origin did not respond","instance":"15.5e2a1702"}"#;
+    "cdn-problem-504" Either 504 PROBLEM CF, "a CDN's problem document: no response in time":
+        r#"{"type":"https://problems.cdn.invalid/504","title":"Gateway time-out","status":504,"detail":"The origin did not respond in time","retryable":true}"#;
     "cloudflare-403" Before 403 HTML_UTF8 &[("server", "cloudflare"), ("cf-ray", "8f2a1b3c4d5e6f70-FRA"), ("cf-mitigated", "challenge")],
         "Cloudflare, a challenge for browsers": CLOUDFLARE_CHALLENGE;
     "cloudflare-409" Before 409 TEXT CF, "Cloudflare 1001, the host's address is prohibited": "error code: 1001";
     "cloudflare-429" Before 429 TEXT CF, "Cloudflare 1015, rate limit": "error code: 1015";
     "cloudflare-502" Either 502 TEXT CF, "Cloudflare, in place of the origin's own 502": "error code: 502";
     "cloudflare-504" Either 504 TEXT CF, "Cloudflare, in place of the origin's own 504": "error code: 504";
-    "cloudflare-520" Either 520 HTML_UTF8 CF, "Cloudflare, the origin's answer cannot be understood": CLOUDFLARE_PAGE;
+    "cloudflare-520" Either 520 HTML_UTF8 CF, "Cloudflare, the origin's response cannot be understood": CLOUDFLARE_PAGE;
     "cloudflare-521" Before 521 HTML_UTF8 CF, "Cloudflare, the origin refuses connections": CLOUDFLARE_PAGE;
     "cloudflare-522" Either 522 HTML_UTF8 CF, "Cloudflare, the connection timed out": CLOUDFLARE_PAGE;
     "cloudflare-523" Before 523 HTML_UTF8 CF, "Cloudflare, the origin is unreachable": CLOUDFLARE_PAGE;
-    "cloudflare-524" Either 524 HTML_UTF8 CF, "Cloudflare, no answer in time": CLOUDFLARE_PAGE;
+    "cloudflare-524" Either 524 HTML_UTF8 CF, "Cloudflare, no response in time": CLOUDFLARE_PAGE;
     "cloudflare-525" Before 525 HTML_UTF8 CF, "Cloudflare, the TLS handshake failed": CLOUDFLARE_PAGE;
     "cloudflare-526" Before 526 HTML_UTF8 CF, "Cloudflare, the certificate is invalid": CLOUDFLARE_PAGE;
     "cloudflare-527" Either 527 HTML_UTF8 CF, "Cloudflare, Railgun was interrupted": CLOUDFLARE_PAGE;
@@ -316,9 +316,9 @@ forms! {
     "filter-403" Either 403 HTML NO_HEADERS, "a web filter, a block page of the request or of the response": DATA_LOSS;
     "filter-451" Either 451 HTML NO_HEADERS, "a web filter, for legal reasons": BLOCKED;
     "filter-503" Either 503 HTML &[("retry-after", "2")], "a web filter that cannot scan now; Retry-After": DATA_LOSS;
-    "error-200" Either 200 JSON NO_HEADERS, "a proxy that tells an error with 200":
+    "error-200" Either 200 JSON NO_HEADERS, "a proxy that sends an error with 200":
         r#"{"error_code":"403010","message":"Oauth token is missing."}"#;
-    "problem-200" Either 200 PROBLEM NO_HEADERS, "a proxy that tells a problem document with 200":
+    "problem-200" Either 200 PROBLEM NO_HEADERS, "a proxy that sends a problem document with 200":
         r#"{"type":"about:blank","title":"Service Unavailable","status":503}"#;
     "json-200" Either 200 JSON NO_HEADERS, "a health page in place of the API": r#"{"status":"ok"}"#;
 
@@ -327,6 +327,6 @@ forms! {
     "portal-302" Either 302 HTML LOGIN, "a login page elsewhere": MOVED;
     "portal-303" Either 303 HTML LOGIN, "a login page elsewhere, to be read with GET": MOVED;
     "portal-307" Before 307 HTML LOGIN, "a login page elsewhere, before anything was passed on": MOVED;
-    "portal-401" Before 401 HTML &[("www-authenticate", "Negotiate")], "a proxy that wants Kerberos": SIGN_IN;
+    "portal-401" Before 401 HTML &[("www-authenticate", "Negotiate")], "a proxy that requires Kerberos": SIGN_IN;
     "portal-511" Before 511 HTML_UTF8 NO_HEADERS, "a captive portal (RFC 6585)": SIGN_IN;
 }

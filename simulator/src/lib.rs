@@ -148,7 +148,7 @@ fn remember<T>(memory: &mut VecDeque<T>, item: T) {
 }
 
 impl Simulator {
-    /// Listens on `address` (port 0: any free port) and answers from now on.
+    /// Listens on `address` (port 0: any free port) and serves requests from now on.
     pub async fn start(address: SocketAddr, options: SimulatorOptions) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;

@@ -86,7 +86,7 @@ pub(super) async fn show(listen: &Listen, simulator: &Simulator) -> io::Result<(
          grpcurl -plaintext \\\n{headers}  -d '{{\"dataset_id\": \"{DATASET}\"}}' \\\n  \
          {target} aep.ingestion.v1.BatchService/CreateBatch\n\n\
          To see a lost response, run this before the next call:\n\n\
-         curl -d reset-after-create http://{upstream}/_simulator/faults\n\n\
+         curl -d reset-after http://{upstream}/_simulator/faults\n\n\
          Serving until Ctrl-C."
     ))
 }

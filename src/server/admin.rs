@@ -13,23 +13,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{LogLevel, Telemetry};
 
-use super::workers::Pulse;
+use super::workers::WorkerCheck;
 
-/// How many connections there may be. The oldest makes room for another: whoever holds
-/// many keeps no probe away.
-const MOST_CONNECTIONS: usize = 64;
+/// The connection limit. Beyond it the oldest is closed, so that a client with many connections
+/// cannot keep probes out.
+const MAX_CONNECTIONS: usize = 64;
 
 /// How long a request may take to arrive.
-const LONGEST: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the admin pages show.
+/// What the admin pages show and change.
 #[derive(Clone)]
 pub(super) struct Admin {
     pub(super) telemetry: Arc<Telemetry>,
     pub(super) log_level: LogLevel,
-    /// The gateway drains, and is no longer ready.
+    /// The gateway drains: it is no longer ready.
     pub(super) draining: CancellationToken,
-    pub(super) workers: Pulse,
+    pub(super) workers: WorkerCheck,
 }
 
 /// Serves the admin pages until the process ends.
@@ -46,15 +46,15 @@ pub(super) async fn serve(listener: TcpListener, admin: Admin) {
             async move { Ok::<_, Infallible>(admin.page(request).await) }
         });
         let connection = tokio::spawn(async move {
-            // A client that goes away is no event here.
+            // A client that disconnects is not worth a log line.
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(LONGEST)
+                .header_read_timeout(REQUEST_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });
         connections.retain(|connection| !connection.is_finished());
-        if connections.len() == MOST_CONNECTIONS
+        if connections.len() == MAX_CONNECTIONS
             && let Some(oldest) = connections.pop_front()
         {
             oldest.abort();
@@ -73,10 +73,13 @@ impl Admin {
         };
         match (method, request.uri().path()) {
             (&Method::GET, "/metrics") => self.metrics(request.headers().get(header::ACCEPT)),
-            // Alive means: able to do what is asked. Never: the API is up.
-            (&Method::GET, "/livez") => match self.workers.beats().await {
+            // Liveness never depends on the API: a restart would not help.
+            (&Method::GET, "/livez") => match self.workers.all_respond().await {
                 true => text(StatusCode::OK, "ok"),
-                false => text(StatusCode::SERVICE_UNAVAILABLE, "a worker does not answer"),
+                false => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "a worker thread does not respond",
+                ),
             },
             (&Method::GET, "/readyz") if self.draining.is_cancelled() => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "draining")
@@ -86,7 +89,7 @@ impl Admin {
             (&Method::PUT, "/log-level") => self.set_log_level(request).await,
             _ => text(
                 StatusCode::NOT_FOUND,
-                "There are GET and HEAD /metrics, /livez, /readyz and /log-level, and PUT /log-level.",
+                "Use GET or HEAD on /metrics, /livez, /readyz or /log-level, or PUT on /log-level.",
             ),
         }
     }
@@ -103,15 +106,15 @@ impl Admin {
             false => page(
                 StatusCode::OK,
                 "text/plain; version=0.0.4; charset=utf-8",
-                without_open_metrics(&metrics),
+                to_text_format(&metrics),
             ),
         }
     }
 
     async fn set_log_level(&self, request: Request<Incoming>) -> Page {
-        const LARGEST: usize = 4096;
-        let filter = Limited::new(request.into_body(), LARGEST).collect();
-        let filter = match timeout(LONGEST, filter).await {
+        const MAX_FILTER: usize = 4096;
+        let filter = Limited::new(request.into_body(), MAX_FILTER).collect();
+        let filter = match timeout(REQUEST_TIMEOUT, filter).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
             Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the filter did not arrive"),
@@ -139,16 +142,17 @@ fn page(status: StatusCode, kind: &'static str, text: String) -> Page {
     response
 }
 
-/// The older text format, for who does not ask for OpenMetrics: names in
-/// comments as in the samples, and no exemplars.
-fn without_open_metrics(metrics: &str) -> String {
+/// Text format 0.0.4: names in comments as in the samples, and no exemplars. New Relic's
+/// nri-prometheus and Metricbeat's `prometheus` module ask for it alone and cannot parse
+/// OpenMetrics: "unknown metric type info" (newrelic/nri-prometheus#317, elastic/beats#24554).
+fn to_text_format(metrics: &str) -> String {
     let mut text = String::with_capacity(metrics.len());
     let mut help = "";
     for line in metrics.lines() {
         let words: Vec<&str> = line.splitn(4, ' ').collect();
         match words[..] {
-            // Its name depends on the type, which follows.
-            ["#", "HELP", _, words] => help = words,
+            // The name depends on the type, in the next line.
+            ["#", "HELP", _, text] => help = text,
             ["#", "TYPE", name, kind] => {
                 let (name, kind) = match kind {
                     "counter" => (format!("{name}_total"), kind),
@@ -172,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_older_format_has_its_own_names_and_no_exemplars() {
+    fn the_text_format_has_its_own_names_and_no_exemplars() {
         let metrics = "\
 # HELP a Some calls.
 # TYPE a counter
@@ -187,7 +191,7 @@ build_info{version=\"1\"} 1
 # EOF
 ";
         assert_eq!(
-            without_open_metrics(metrics),
+            to_text_format(metrics),
             "\
 # HELP a_total Some calls.
 # TYPE a_total counter

@@ -1,9 +1,9 @@
-//! A call's message, while it arrives.
+//! Receives a call's request message, within bounds.
 //!
-//! Whoever can connect can begin calls and never end them, without any credentials. So what
-//! has not arrived whole is bounded: in time, in number, and in bytes over all connections;
-//! and once a call is known to be bad, no more of it is read. Small messages that come with
-//! their metadata, which nearly all are, wait for nothing and nobody.
+//! Any client that can connect can begin calls and never end them, without credentials. So calls
+//! whose message has not arrived completely are bounded in time, in number, and in bytes over all
+//! connections, and the rest of a call that is known to be invalid is not read. Nearly all
+//! messages are small and arrive together with their metadata; these never wait.
 
 use std::{future::poll_fn, io::Read, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -19,36 +19,36 @@ use tonic::{Code, body::Body};
 
 use crate::failure::{Failure, Kind, NotSent, Reason};
 
-/// The most that a request message may have.
-pub(super) const LARGEST_MESSAGE: usize = 256 * 1024;
+/// The largest request message, in bytes.
+pub(super) const MAX_MESSAGE: usize = 256 * 1024;
 
 /// How long a message may take to arrive.
-const LONGEST: Duration = Duration::from_secs(10);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many calls may have a message that takes so long. The others have [`SHORTER`], so
-/// that who begins calls and does not end them leaves room for who does.
-const MOST_ARRIVING: usize = 2048;
+/// How many calls may use [`ARRIVAL_TIMEOUT`]. All others get [`SHORT_TIMEOUT`], so that clients
+/// that never finish their calls leave room for others.
+const MAX_SLOW_CALLS: usize = 2048;
 
-const SHORTER: Duration = Duration::from_secs(1);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many calls may be open, at least. More where more creates may be in flight: callers
-/// can share one.
-const MOST_CALLS: usize = 4096;
+/// The least limit on open calls. It is higher if more creates may be in flight, since several
+/// callers can share one create.
+const MIN_CALL_LIMIT: usize = 4096;
 
-/// So much of each call counts nowhere: metadata and message of honest calls.
+/// Bytes of each call that are not counted: metadata and message of an ordinary call.
 const EXEMPT: usize = 16 * 1024;
 
-/// How many bytes all calls together may have beyond that. Those of a compressed message
-/// count both as they came and as they are.
-const MOST_BYTES: usize = 60 * 1024 * 1024;
+/// The limit on counted bytes of all calls. A compressed message counts twice: compressed and
+/// decompressed.
+const MAX_BYTES: usize = 60 * 1024 * 1024;
 
-/// Metadata takes more memory than it has bytes: so many times as much, measured.
-const METADATA: usize = 3;
+/// Memory that metadata takes per byte of it, measured.
+const METADATA_FACTOR: usize = 3;
 
-/// What gRPC puts before a message: whether it is compressed, and its length.
+/// gRPC's prefix of a message: the compressed flag and the length.
 const PREFIX: usize = 5;
 
-/// What all calls of all connections may take together.
+/// The limits that the calls of all connections share.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
     calls: Arc<Semaphore>,
@@ -58,25 +58,25 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// For a gateway that may have so many creates in flight, and connections.
+    /// Limits for this many creates in flight and connections.
     pub(super) fn new(max_in_flight: usize, max_connections: usize) -> Self {
-        let most_calls = MOST_CALLS.max(max_in_flight.saturating_mul(2));
+        let max_calls = MIN_CALL_LIMIT.max(max_in_flight.saturating_mul(2));
         let semaphore =
             |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
         Bounds {
-            calls: semaphore(most_calls),
+            calls: semaphore(max_calls),
             others: semaphore(max_connections),
-            arriving: semaphore(MOST_ARRIVING),
-            bytes: semaphore(MOST_BYTES),
+            arriving: semaphore(MAX_SLOW_CALLS),
+            bytes: semaphore(MAX_BYTES),
         }
     }
 
-    /// A call of `BatchService` begins with this metadata.
+    /// Admits a call of `BatchService` with this metadata.
     pub(super) fn open(&self, metadata: &HeaderMap) -> Result<Open, Failure> {
         self.open_as(&self.calls, metadata)
     }
 
-    /// Another call begins: health or reflection. Those may last, one for each connection.
+    /// Admits a call of health or reflection. These may last long, about one per connection.
     pub(super) fn open_other(&self, metadata: &HeaderMap) -> Result<Open, Failure> {
         self.open_as(&self.others, metadata)
     }
@@ -87,7 +87,7 @@ impl Bounds {
         let mut open = Open {
             _call: take(kind, 1)?,
             bounds: self.clone(),
-            size: METADATA * size.sum::<usize>(),
+            size: METADATA_FACTOR * size.sum::<usize>(),
             held: None,
         };
         open.grow(0)?;
@@ -101,7 +101,7 @@ fn take(of: &Arc<Semaphore>, permits: usize) -> Result<OwnedSemaphorePermit, Fai
     taken.ok_or_else(|| Failure::transient(Kind::NotSent(NotSent::Overloaded)))
 }
 
-/// A call that takes a part of the bounds, until this is dropped.
+/// A call's share of the limits, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Open {
     _call: OwnedSemaphorePermit,
@@ -111,7 +111,7 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// The call will have so many bytes more.
+    /// Counts this many more bytes.
     fn grow(&mut self, bytes: usize) -> Result<(), Failure> {
         self.size += bytes;
         let held = self
@@ -134,7 +134,7 @@ impl Open {
 #[derive(Debug)]
 pub(super) enum Refusal {
     Failed(Failure),
-    /// Nobody is there any more.
+    /// The client has gone.
     Gone,
 }
 
@@ -144,8 +144,9 @@ impl From<Failure> for Refusal {
     }
 }
 
-/// Waits until the one message of a call has arrived, and with it the end of the request.
-/// If that takes its time, `check` says whether the call is any good. `received` counts.
+/// Receives the only message of a call, and the end of the request. If these have not arrived
+/// yet, `check` runs first and may refuse the call. `received` gets the number of bytes
+/// as they arrive.
 pub(super) async fn message(
     body: Body,
     head: &Parts,
@@ -162,7 +163,7 @@ pub(super) async fn message(
     }
     check().map_err(Refusal::Failed)?;
     let arriving = take(&arriving, 1);
-    let longest = begin + arriving.as_ref().map_or(SHORTER, |_| LONGEST);
+    let longest = begin + arriving.as_ref().map_or(SHORT_TIMEOUT, |_| ARRIVAL_TIMEOUT);
     let until = deadline.unwrap_or(longest).min(longest);
     match timeout_at(until, whole).await {
         Ok(message) => message,
@@ -193,7 +194,7 @@ async fn whole(
             _ => Refusal::Gone,
         })?;
         let Ok(mut data) = frame.into_data() else {
-            continue; // trailers, which say nothing here
+            continue; // request trailers mean nothing in gRPC
         };
         received(data.remaining());
         let length = match prefix {
@@ -211,7 +212,7 @@ async fn whole(
         };
         if data.remaining() > PREFIX + length - bytes.len() {
             return Err(not_one(
-                "The call has more than one message, or more than its length says",
+                "The call has more than one message, or more bytes than the length in its prefix",
             ));
         }
         bytes.put(data);
@@ -225,7 +226,9 @@ async fn whole(
                 false => bytes.freeze(),
             }))
         }
-        _ => Err(broken("The message ends before its length")),
+        _ => Err(broken(
+            "The message is shorter than the length in its prefix",
+        )),
     }
 }
 
@@ -270,10 +273,14 @@ impl Prefix {
                     "The message is compressed, but the call has no grpc-encoding",
                 ));
             }
-            _ => return Err(broken("The message's compressed flag is neither 0 nor 1")),
+            _ => {
+                return Err(broken(
+                    "The compressed flag of the message is neither 0 nor 1",
+                ));
+            }
         };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        match length > LARGEST_MESSAGE {
+        match length > MAX_MESSAGE {
             true => Err(too_large()),
             false => Ok(Some(Prefix {
                 is_compressed,
@@ -288,20 +295,20 @@ pub(super) fn can_read(metadata: &HeaderMap) -> bool {
     encoding(metadata).is_none_or(|encoding| encoding == b"gzip")
 }
 
-/// How a call's messages are compressed, if they are.
+/// The compression of a call's messages, if any.
 fn encoding(metadata: &HeaderMap) -> Option<&[u8]> {
     let encoding = metadata.get("grpc-encoding")?.as_bytes();
     (encoding != b"identity").then_some(encoding)
 }
 
-/// The message as it was before gzip, with a prefix that says so.
+/// The decompressed message, with the prefix of an uncompressed one.
 fn inflate(compressed: &[u8], open: &mut Open) -> Result<Bytes, Refusal> {
     let mut message = vec![0; PREFIX];
-    let mut plain = GzDecoder::new(compressed).take(LARGEST_MESSAGE as u64 + 1);
+    let mut plain = GzDecoder::new(compressed).take(MAX_MESSAGE as u64 + 1);
     let length = plain
         .read_to_end(&mut message)
-        .map_err(|_| broken("The message does not decompress"))?;
-    if length > LARGEST_MESSAGE {
+        .map_err(|_| broken("The message cannot be decompressed"))?;
+    if length > MAX_MESSAGE {
         return Err(too_large());
     }
     open.grow(length)?;

@@ -1,16 +1,16 @@
 //! The `:authority` of calls over a Unix socket.
 //!
-//! Nobody has a name there, so gRPC's C core (C++, Python, Ruby, PHP, C#) and grpc-java
-//! send the socket's path: `tmp%2Fgw.sock`, `/tmp/gw.sock`. That is no authority of a URI,
-//! and h2 resets such a stream with PROTOCOL_ERROR (hyperium/h2#442). So what no authority
-//! can have is overwritten on the way in, before h2 sees it. Every length stays as it was,
-//! encoded and decoded, so the table of HPACK (RFC 7541) stays in step with the client's.
+//! A Unix socket has no host name, so gRPC's C core (C++, Python, Ruby, PHP, C#) and grpc-java
+//! send the socket's path: `tmp%2Fgw.sock`, `/tmp/gw.sock`. That is not a valid authority of a
+//! URI, and h2 resets such a stream with PROTOCOL_ERROR (hyperium/h2#442). So this overwrites
+//! invalid characters before h2 sees them. Lengths do not change, neither encoded nor decoded,
+//! so the dynamic table of HPACK (RFC 7541) stays in sync with the client's.
 //!
-//! What h2 refuses all the same is told in the log: see [`Refused`].
+//! Requests that h2 refuses anyway are logged: see [`ProtocolErrors`].
 
 use std::ops::Range;
 
-/// What begins a connection (RFC 9113, section 3.4).
+/// The client preface (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const RST_STREAM: u8 = 3;
@@ -19,13 +19,12 @@ const CONTINUATION: u8 = 9;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// Where one frame ends and the next begins (RFC 9113, section 4.1), however the bytes
-/// are cut into pieces.
+/// Finds frame boundaries (RFC 9113, section 4.1), however the bytes are split into reads.
 #[derive(Debug, Default)]
 struct Frames {
     head: [u8; 9],
     have: usize,
-    /// How much of the payload has passed.
+    /// How much of the payload was seen.
     passed: usize,
 }
 
@@ -43,8 +42,7 @@ impl Frames {
         u32::from_be_bytes([0, a, b, c]) as usize
     }
 
-    /// The next piece of a payload in `bytes`, from `at` on, and where it begins in the
-    /// payload.
+    /// The next piece of a payload in `bytes` from `at` on, and its offset in the payload.
     fn next(&mut self, bytes: &[u8], at: &mut usize) -> Option<(Range<usize>, usize)> {
         loop {
             if self.have == self.head.len() && self.passed == self.length() {
@@ -68,56 +66,56 @@ impl Frames {
     }
 }
 
-/// Finds in what is sent on a connection that a stream was reset with PROTOCOL_ERROR: h2
-/// took a request for malformed, of which it tells nobody else.
+/// Finds streams that h2 resets with PROTOCOL_ERROR. It does so for malformed requests, and
+/// reports them to nobody but the client.
 #[derive(Debug, Default)]
-pub(super) struct Refused {
+pub(super) struct ProtocolErrors {
     frames: Frames,
     code: u32,
 }
 
-impl Refused {
-    /// Whether these bytes, the next that were sent, reset one.
-    pub(super) fn is_in(&mut self, bytes: &[u8]) -> bool {
+impl ProtocolErrors {
+    /// Whether these bytes, the next ones sent, contain such a reset.
+    pub(super) fn found_in(&mut self, bytes: &[u8]) -> bool {
         const PROTOCOL_ERROR: u32 = 1;
-        let (mut at, mut is_in) = (0, false);
+        let (mut at, mut found) = (0, false);
         while let Some((piece, _)) = self.frames.next(bytes, &mut at) {
             if self.frames.kind() == RST_STREAM {
                 for byte in &bytes[piece] {
                     self.code = self.code << 8 | u32::from(*byte);
                 }
                 let ends = self.frames.passed == self.frames.length();
-                is_in |= ends && self.code == PROTOCOL_ERROR;
+                found |= ends && self.code == PROTOCOL_ERROR;
             }
         }
-        is_in
+        found
     }
 }
 
-/// Makes the `:authority` of each call such that h2 takes it.
+/// Rewrites the `:authority` of each call so that h2 accepts it.
 #[derive(Debug)]
 pub(super) struct Authorities {
-    /// What is still to come of the preface; nothing at all if the connection began
-    /// otherwise, and so is none of HTTP/2.
+    /// The rest of the preface. `None` if the connection began with something else, so it is
+    /// not HTTP/2.
     preface: Option<&'static [u8]>,
     frames: Frames,
     padding: usize,
     field: Field,
 }
 
-/// Where in a header field (RFC 7541, section 6) the next byte is.
+/// The part of a header field (RFC 7541, section 6) that the next byte belongs to.
 #[derive(Clone, Copy, Debug)]
 enum Field {
     Begin,
-    /// In the integer that began with this.
+    /// An integer: its value so far, the shift of the next 7 bits, its meaning.
     Integer(u64, u32, Integer),
     Length(Text),
     Text(Text),
-    /// Nothing that can be followed: h2 ends the connection.
-    Lost,
+    /// Invalid encoding: h2 ends the connection.
+    Invalid,
 }
 
-/// What an integer says.
+/// What an integer means.
 #[derive(Clone, Copy, Debug)]
 enum Integer {
     /// The whole field.
@@ -132,12 +130,12 @@ enum Integer {
 #[derive(Clone, Copy, Debug, Default)]
 struct Text {
     is_name: bool,
-    /// As far as it is a name: of `:authority`. A value: belongs to it.
+    /// A name: equals `:authority` so far. A value: belongs to `:authority`.
     is_authority: bool,
     is_huffman: bool,
     length: u64,
     at: u64,
-    /// The bits of a Huffman code that have passed, and how many.
+    /// The bits of an incomplete Huffman code, and their number.
     code: (u32, u32),
 }
 
@@ -153,8 +151,8 @@ impl Default for Authorities {
 }
 
 impl Authorities {
-    /// Goes over the next bytes that were received.
-    pub(super) fn mend(&mut self, bytes: &mut [u8]) {
+    /// Rewrites the next received bytes in place.
+    pub(super) fn rewrite(&mut self, bytes: &mut [u8]) {
         let Some(preface) = self.preface else { return };
         let mut at = preface.len().min(bytes.len());
         self.preface = preface.strip_prefix(&bytes[..at]);
@@ -163,13 +161,13 @@ impl Authorities {
         }
         while let Some((piece, offset)) = self.frames.next(bytes, &mut at) {
             if matches!(self.frames.kind(), HEADERS | CONTINUATION) {
-                self.mend_block(&mut bytes[piece], offset);
+                self.rewrite_block(&mut bytes[piece], offset);
             }
         }
     }
 
     /// A piece of the payload of HEADERS or CONTINUATION.
-    fn mend_block(&mut self, bytes: &mut [u8], offset: usize) {
+    fn rewrite_block(&mut self, bytes: &mut [u8], offset: usize) {
         let frames = &self.frames;
         let is_headers = frames.kind() == HEADERS;
         let is_padded = is_headers && frames.has(PADDED);
@@ -204,7 +202,7 @@ impl Field {
                 text.is_huffman = *byte & 0x80 != 0;
                 Field::integer(*byte, 7, Integer::Length(text))
             }
-            Field::Integer(_, 28.., _) | Field::Lost => Field::Lost,
+            Field::Integer(_, 28.., _) | Field::Invalid => Field::Invalid,
             Field::Integer(value, shift, says) => {
                 let value = value + (u64::from(*byte & 0x7f) << shift);
                 match *byte & 0x80 {
@@ -238,13 +236,13 @@ impl Field {
                 length: value,
                 ..text
             }
-            .go_on(),
+            .next_field(),
         }
     }
 }
 
 impl Text {
-    fn go_on(self) -> Field {
+    fn next_field(self) -> Field {
         const NAMES: [u64; 2] = [PLAIN.len() as u64, HUFFMAN.len() as u64];
         match self.at < self.length {
             true => Field::Text(self),
@@ -263,23 +261,23 @@ impl Text {
             let expected = usize::try_from(self.at).ok().and_then(|at| name.get(at));
             self.is_authority &= expected == Some(byte);
         } else if self.is_authority && self.is_huffman {
-            self.mend_huffman(byte);
+            self.rewrite_huffman(byte);
         } else if self.is_authority && !is_host(*byte) {
             *byte = b'-';
         }
         self.at += 1;
-        self.go_on()
+        self.next_field()
     }
 
-    /// Follows the codes (RFC 7541, appendix B), and makes another of the same length from
-    /// a blank, `%` and `/`. One bit is enough, and always the last that has passed.
-    fn mend_huffman(&mut self, byte: &mut u8) {
+    /// Decodes the codes (RFC 7541, appendix B), and replaces those of a space, `%` and `/` by
+    /// valid ones of the same length. Flipping the last bit of the code is enough.
+    fn rewrite_huffman(&mut self, byte: &mut u8) {
         for bit in (0..8).rev() {
             let (code, bits) = &mut self.code;
             *code = *code << 1 | u32::from(*byte >> bit & 1);
             *bits += 1;
             let flips = match (*bits, *code) {
-                (5, 0b01010) => true,  // a blank or `%`: becomes `-` or `.`
+                (5, 0b01010) => true,  // a space or `%`: becomes `-` or `.`
                 (6, 0b011000) => true, // `/`: becomes `3`
                 _ => false,
             };
@@ -287,19 +285,19 @@ impl Text {
                 *byte ^= 1 << bit;
                 *code ^= 1;
             }
-            // Codes of one length follow each other, and longer ones are greater.
-            let is_whole = match *bits {
+            // Codes of one length are consecutive, and longer codes are greater.
+            let is_complete = match *bits {
                 5 => *code < 0xa,
                 6 => *code < 0x2e,
                 7 => *code < 0x7c,
                 8 => *code < 0xfe,
                 ..5 => false,
                 _ => {
-                    self.is_authority = false; // with this character h2 refuses it
+                    self.is_authority = false; // h2 refuses this character
                     false
                 }
             };
-            if is_whole {
+            if is_complete {
                 self.code = (0, 0);
             }
         }
@@ -339,7 +337,7 @@ mod tests {
                 let mut authorities = Authorities::default();
                 let mut sent = sent.to_vec();
                 sent.chunks_mut(size)
-                    .for_each(|piece| authorities.mend(piece));
+                    .for_each(|piece| authorities.rewrite(piece));
                 sent
             })
             .collect();
@@ -398,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_http2_stays_as_it_is() {
+    fn other_protocols_are_not_changed() {
         let sent = [
             b"POST /abc".as_slice(),
             &frame(HEADERS, 4, b"\x41\x01/"),
@@ -409,15 +407,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_sent_makes_it_fail() {
+    fn no_input_makes_it_panic() {
         let mut bytes = vec![0; 2000];
         for seed in 0..500 {
             let mut random = fastrand::Rng::with_seed(seed);
             random.fill(&mut bytes);
             let mut authorities = Authorities::default();
-            authorities.mend(&mut PREFACE.to_vec());
-            authorities.mend(&mut frame(HEADERS, 4, &bytes));
-            authorities.mend(&mut bytes);
+            authorities.rewrite(&mut PREFACE.to_vec());
+            authorities.rewrite(&mut frame(HEADERS, 4, &bytes));
+            authorities.rewrite(&mut bytes);
         }
     }
 
@@ -428,8 +426,8 @@ mod tests {
         for (last, expected) in [(reset(1), 1), (reset(2), 0)] {
             let sent = [&sent[..], &last, &sent].concat();
             for size in 1..=sent.len() {
-                let mut refused = Refused::default();
-                let found = sent.chunks(size).filter(|piece| refused.is_in(piece));
+                let mut resets = ProtocolErrors::default();
+                let found = sent.chunks(size).filter(|piece| resets.found_in(piece));
                 assert_eq!(found.count(), expected);
             }
         }

@@ -1,4 +1,4 @@
-//! The body of a response: counts what leaves, and ends the call with it.
+//! The body of a response: counts its bytes, and ends the call with it.
 
 use std::{
     pin::Pin,
@@ -14,7 +14,7 @@ use crate::telemetry::Call;
 /// A response's body. The call ends with it.
 pub(super) struct CountedResponse<B> {
     pub(super) body: B,
-    /// Where the call is counted.
+    /// The call's metrics, log line and span.
     pub(super) call: Option<Call>,
     pub(super) _open: Option<Open>,
 }
@@ -39,7 +39,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedResponse<B> {
         Poll::Ready(frame)
     }
 
-    // A response without a body must stay one: its HEADERS frame ends the stream.
+    // Trailers-Only must stay Trailers-Only: the HEADERS frame ends the stream.
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()
     }

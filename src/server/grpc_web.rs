@@ -1,5 +1,5 @@
-//! gRPC-Web, which browsers can speak, translated to gRPC and back; and the
-//! web pages that may call (CORS, from the Fetch standard).
+//! Translates gRPC-Web, the form of gRPC for browsers, to gRPC and back; decides which web pages
+//! may call (CORS, see the Fetch standard).
 
 use std::{
     convert::Infallible,
@@ -24,28 +24,30 @@ use tower::{Layer, ServiceExt, service_fn};
 use super::{response, router::is_one_of};
 use crate::status::OUTCOME;
 
-/// gRPC-Web, switched on.
+/// The settings of gRPC-Web.
 #[derive(Debug)]
 pub(super) struct Web {
-    /// Whose pages may call. Pages of the gateway's own origin always may.
+    /// Origins whose pages may call, besides the gateway's own.
     pub(super) origins: Vec<HeaderValue>,
     /// Metadata that pages may send besides [`REQUEST_HEADERS`].
     pub(super) metadata: Vec<HeaderName>,
 }
 
+/// The headers that pages may send.
 const REQUEST_HEADERS: &str = "authorization, x-api-key, x-gw-ims-org-id, x-sandbox-name, \
     content-type, grpc-timeout, idempotency-key, traceparent, tracestate, x-grpc-web, \
     x-request-id, x-user-agent";
 
+/// The headers that pages may read.
 const RESPONSE_HEADERS: &str =
     "aep-batch-outcome, grpc-message, grpc-status, grpc-status-details-bin, x-request-id";
 
-/// Seconds for which a browser may remember what pages may send.
+/// How many seconds browsers may cache the response to a preflight.
 const MAX_AGE: &str = "600";
 
 impl Web {
-    /// Answers what came over HTTP/1.1 or HTTP/2. `grpc` answers gRPC calls.
-    pub(super) async fn answer<F>(
+    /// Responds to a request over HTTP/1.1 or HTTP/2. `grpc` handles gRPC calls.
+    pub(super) async fn respond<F>(
         &self,
         request: Request<Body>,
         grpc: impl FnMut(Request<Body>) -> F,
@@ -59,13 +61,13 @@ impl Web {
             .cloned();
         let mut response = match origin {
             Some(_) if is_preflight(&request) => self.preflight(),
-            None if is_foreign(&request) => response::not_grpc(
+            None if is_cross_origin(&request) => response::not_grpc(
                 StatusCode::FORBIDDEN,
-                "Pages of this origin may not call: it is not among --grpc-web-origins.\n",
+                "This origin may not call: it is not in --grpc-web-origins.\n",
             ),
-            _ => answer_call(request, grpc).await,
+            _ => respond_to_call(request, grpc).await,
         };
-        self.tell_browser(origin, response.headers_mut());
+        self.add_cors_headers(origin, response.headers_mut());
         response
     }
 
@@ -86,7 +88,7 @@ impl Web {
         response
     }
 
-    fn tell_browser(&self, origin: Option<HeaderValue>, headers: &mut HeaderMap) {
+    fn add_cors_headers(&self, origin: Option<HeaderValue>, headers: &mut HeaderMap) {
         if !self.origins.is_empty() {
             headers.insert(header::VARY, HeaderValue::from_static("origin"));
         }
@@ -98,9 +100,9 @@ impl Web {
     }
 }
 
-/// Whether a page of another origin calls. Browsers with Fetch Metadata say so themselves,
-/// which holds behind a proxy too; else the page's host is compared with ours.
-fn is_foreign(request: &Request<Body>) -> bool {
+/// Whether the page has another origin. Browsers with Fetch Metadata tell, which also works
+/// behind a proxy; otherwise the page's host is compared with the request's.
+fn is_cross_origin(request: &Request<Body>) -> bool {
     let headers = request.headers();
     let (Some(origin), false) = (headers.get(header::ORIGIN), is_preflight(request)) else {
         return false;
@@ -118,12 +120,12 @@ fn is_foreign(request: &Request<Body>) -> bool {
         .to_str()
         .ok()
         .and_then(|origin| origin.split_once("://"));
-    let (Some(host), Some((scheme, of_page))) = (host, origin) else {
+    let (Some(host), Some((scheme, page_host))) = (host, origin) else {
         return true;
     };
-    let usual = if scheme == "https" { ":443" } else { ":80" };
-    let host = host.strip_suffix(usual).unwrap_or(host);
-    !of_page.eq_ignore_ascii_case(host)
+    let default_port = if scheme == "https" { ":443" } else { ":80" };
+    let host = host.strip_suffix(default_port).unwrap_or(host);
+    !page_host.eq_ignore_ascii_case(host)
 }
 
 fn is_preflight(request: &Request<Body>) -> bool {
@@ -131,44 +133,44 @@ fn is_preflight(request: &Request<Body>) -> bool {
     request.method() == Method::OPTIONS && request.headers().contains_key(asked)
 }
 
-async fn answer_call<F>(
+async fn respond_to_call<F>(
     mut request: Request<Body>,
     mut grpc: impl FnMut(Request<Body>) -> F,
 ) -> Response<Body>
 where
     F: Future<Output = Response<Body>>,
 {
-    let Some(form) = form_of(&request) else {
+    let Some(content_type) = web_content_type(&request) else {
         return match request.version() {
-            // gRPC itself is for HTTP/2 alone.
+            // gRPC itself needs HTTP/2.
             Version::HTTP_2 => grpc(request).await,
             _ => response::not_grpc(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "Over HTTP/1.1 this server speaks gRPC-Web: the content type must be \
+                "Over HTTP/1.1 this server supports gRPC-Web only: the content type must be \
                  application/grpc-web or application/grpc-web-text. gRPC needs HTTP/2.\n",
             ),
         };
     };
     if request.version() != Version::HTTP_2 {
-        request = request.map(|body| Body::new(Upload(body)));
+        request = request.map(|body| Body::new(DrainedBody(body)));
     }
-    // tonic-web knows these forms only, and answers in the form that is accepted.
-    let form = HeaderValue::from_static(form);
+    // tonic-web knows only these content types, and responds with the accepted one.
+    let content_type = HeaderValue::from_static(content_type);
     let headers = request.headers_mut();
-    headers.insert(header::CONTENT_TYPE, form.clone());
-    headers.insert(header::ACCEPT, form);
+    headers.insert(header::CONTENT_TYPE, content_type.clone());
+    headers.insert(header::ACCEPT, content_type);
     let grpc = service_fn(move |request| {
-        let answering = grpc(request);
-        async { Ok::<_, Infallible>(outcome_last(response::with_trailers(answering.await))) }
+        let response = grpc(request);
+        async { Ok::<_, Infallible>(outcome_in_trailers(response::with_trailers(response.await))) }
     });
     let Ok(response) = GrpcWebLayer::new().layer(grpc).oneshot(request).await;
     response
 }
 
-/// Tells the outcome in the trailers, of whatever answer.
-fn outcome_last(mut response: Response<Body>) -> Response<Body> {
+/// Moves the outcome from the headers to the trailers.
+fn outcome_in_trailers(mut response: Response<Body>) -> Response<Body> {
     let outcome = response.headers_mut().remove(OUTCOME);
-    let told = move |frame: Frame<Bytes>| match frame.into_trailers() {
+    let add_outcome = move |frame: Frame<Bytes>| match frame.into_trailers() {
         Ok(mut trailers) => {
             if let Some(outcome) = outcome.clone() {
                 trailers.insert(OUTCOME, outcome);
@@ -177,11 +179,11 @@ fn outcome_last(mut response: Response<Body>) -> Response<Body> {
         }
         Err(frame) => frame,
     };
-    response.map(|body| Body::new(body.map_frame(told)))
+    response.map(|body| Body::new(body.map_frame(add_outcome)))
 }
 
-/// Binary or text (base64), if it is gRPC-Web at all.
-fn form_of(request: &Request<Body>) -> Option<&'static str> {
+/// The content type, if it is one of gRPC-Web: binary or text (base64).
+fn web_content_type(request: &Request<Body>) -> Option<&'static str> {
     const BINARY: &str = "application/grpc-web+proto";
     const TEXT: &str = "application/grpc-web-text+proto";
     match request {
@@ -191,15 +193,14 @@ fn form_of(request: &Request<Body>) -> Option<&'static str> {
     }
 }
 
-/// The body of an HTTP/1.1 request, of which the rest is taken even if nobody
-/// wants it (up to a limit): a client that is cut off while it sends cannot read
-/// its answer.
-struct Upload(Body);
+/// The body of an HTTP/1.1 request. The part that is not used is read and discarded, up to a
+/// limit: a client whose connection closes while it sends cannot read the response.
+struct DrainedBody(Body);
 
-const LARGEST_REST: usize = 1024 * 1024;
-const LONGEST_REST: Duration = Duration::from_secs(10);
+const MAX_DISCARDED: usize = 1024 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
-impl http_body::Body for Upload {
+impl http_body::Body for DrainedBody {
     type Data = Bytes;
     type Error = tonic::Status;
 
@@ -215,11 +216,11 @@ impl http_body::Body for Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for DrainedBody {
     fn drop(&mut self) {
-        let mut rest = Limited::new(mem::take(&mut self.0), LARGEST_REST);
+        let mut rest = Limited::new(mem::take(&mut self.0), MAX_DISCARDED);
         if !rest.is_end_stream() {
-            tokio::spawn(timeout(LONGEST_REST, async move {
+            tokio::spawn(timeout(DISCARD_TIMEOUT, async move {
                 while let Some(Ok(_)) = rest.frame().await {}
             }));
         }
@@ -228,22 +229,29 @@ impl Drop for Upload {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
     use super::*;
-    use crate::headers::{CREDENTIALS, REQUEST_ID};
+    use crate::{
+        call::idempotency_key,
+        headers::{CREDENTIALS, REQUEST_ID},
+    };
 
     #[test]
     fn pages_may_send_and_read_what_a_call_needs() {
-        for name in CREDENTIALS.iter().chain([&REQUEST_ID]) {
-            assert!(
-                REQUEST_HEADERS.split(", ").any(|sent| sent == name),
-                "{name}"
-            );
+        let credentials = CREDENTIALS.iter().map(HeaderName::as_str);
+        for name in credentials.chain([REQUEST_ID.as_str(), idempotency_key::NAME]) {
+            let mut allowed = REQUEST_HEADERS.split(", ");
+            assert!(allowed.any(|allowed| allowed == name), "{name}");
         }
-        for name in [OUTCOME, REQUEST_ID] {
-            assert!(
-                RESPONSE_HEADERS.split(", ").any(|read| read == name),
-                "{name}"
-            );
+        let status = [
+            Status::GRPC_STATUS,
+            Status::GRPC_MESSAGE,
+            Status::GRPC_STATUS_DETAILS,
+        ];
+        for name in status.iter().chain([&OUTCOME, &REQUEST_ID]) {
+            let mut exposed = RESPONSE_HEADERS.split(", ");
+            assert!(exposed.any(|exposed| exposed == name), "{name}");
         }
     }
 }

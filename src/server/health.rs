@@ -14,8 +14,8 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-/// tonic-health, but for `Watch` of a service that is not here: the protocol wants
-/// SERVICE_UNKNOWN and a stream that goes on, where tonic-health says NOT_FOUND.
+/// tonic-health, except for `Watch` of an unknown service: the protocol requires SERVICE_UNKNOWN
+/// and an open stream, where tonic-health returns NOT_FOUND.
 #[derive(Debug)]
 pub(super) struct Health {
     services: HealthService,
@@ -23,7 +23,7 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// Streams end with `ending`.
+    /// Streams end when `ending` is cancelled.
     pub(super) fn new(reporter: HealthReporter, ending: CancellationToken) -> Self {
         let services = HealthService::from_health_reporter(reporter);
         Health { services, ending }
@@ -51,7 +51,7 @@ impl health_server::Health for Health {
             Err(status) if status.code() == Code::NotFound => {
                 let (sender, unknown) = mpsc::channel(1);
                 let status = ServingStatus::ServiceUnknown.into();
-                let _ = sender.try_send(Ok(HealthCheckResponse { status })); // there is room
+                let _ = sender.try_send(Ok(HealthCheckResponse { status })); // the channel is empty
                 let ending = self.ending.clone();
                 tokio::spawn(async move {
                     tokio::select! {

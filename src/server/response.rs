@@ -1,15 +1,15 @@
-//! The form in which a call's response leaves.
+//! The form of a call's response: Trailers-Only, or headers then trailers.
 //!
 //! tonic sends every error as Trailers-Only: one HEADERS frame. gRPC clients
 //! and meshes may be configured to retry that. A client that has seen
 //! Response-Headers is committed and never retries (gRFC A6), and Envoy reads
 //! `grpc-status` for retries from headers only. So a failure of a call that is not
-//! idempotent, and may have changed something, goes out as Response-Headers, then
-//! trailers; only failures that may be repeated stay Trailers-Only.
+//! idempotent, and may have changed something, is sent as Response-Headers, then
+//! trailers; only failures that may be retried stay Trailers-Only.
 //!
-//! A create without an external id gets its Response-Headers before it is sent,
-//! and one that takes its time gets them then: should this process, its node or
-//! the connection die from then on, the client does not retry what may exist.
+//! A create without an external id gets its Response-Headers before it is sent
+//! upstream, any other slow create after a while: if this process, its node or the
+//! connection dies after that, the client does not retry what may exist.
 
 use std::{
     convert::Infallible,
@@ -33,21 +33,20 @@ use crate::{
     telemetry::CallRecord,
 };
 
-/// Gives a response of `BatchService` its form.
+/// Puts a response of `BatchService` into its final form.
 pub(super) fn finalize(response: Response<Body>, call: &CallContext) -> Response<Body> {
     let response = with_failure(response, call);
     let completion = call.record.completion();
     let effect = completion.and_then(|completion| completion.outcome);
-    let may_be_repeated = call.method().safety != Safety::NotIdempotent
+    let may_be_retried = call.method().safety != Safety::NotIdempotent
         || effect.is_none_or(|effect| effect == Effect::NotApplied);
-    match may_be_repeated || code_of(response.headers()).is_none() {
+    match may_be_retried || code_of(response.headers()).is_none() {
         true => response,
         false => headers_then_trailers(response),
     }
 }
 
-/// Gives a Trailers-Only response trailers of its own, where these are a part of
-/// the body.
+/// Turns Trailers-Only into headers and trailers, for protocols that send trailers in the body.
 pub(super) fn with_trailers(response: Response<Body>) -> Response<Body> {
     match response.headers().contains_key(Status::GRPC_STATUS) {
         true => headers_then_trailers(response),
@@ -55,7 +54,7 @@ pub(super) fn with_trailers(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// The response to a call of `BatchService` that the service does not see.
+/// The response to a call of `BatchService` that was refused before the service saw it.
 pub(super) fn refused(failure: &Failure, call: &CallContext) -> Response<Body> {
     let response = status::of_call(failure, call, None).into_http();
     complete(failure, &response, &call.record);
@@ -69,17 +68,17 @@ fn complete(failure: &Failure, response: &Response<Body>, record: &CallRecord) {
     }
 }
 
-/// A response that is no gRPC, for a client that does not speak it: a sentence.
-pub(super) fn not_grpc(status: StatusCode, sentence: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::new(Full::from(sentence)));
+/// A plain-text HTTP response, for clients that do not use gRPC.
+pub(super) fn not_grpc(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::new(Full::from(text)));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
 }
 
-/// Makes sure that a failure is one of ours, with its details, and that the
-/// record has the code of a response that ends at once.
+/// Replaces a failure that tonic produced by one with our details, and records the code of a
+/// response without a body.
 fn with_failure(response: Response<Body>, call: &CallContext) -> Response<Body> {
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response; // its code is in the trailers
@@ -97,13 +96,13 @@ fn with_failure(response: Response<Body>, call: &CallContext) -> Response<Body> 
     refusal
 }
 
-/// The code that headers or trailers tell.
+/// The code in headers or trailers.
 pub(super) fn code_of(headers: &HeaderMap) -> Option<Code> {
     let code = headers.get(Status::GRPC_STATUS)?;
     Some(Code::from_bytes(code.as_bytes()))
 }
 
-/// Nothing is in both: Connect joins them, and would show it twice.
+/// No field is in both: Connect merges them, and would show it twice.
 fn headers_then_trailers(response: Response<Body>) -> Response<Body> {
     let (mut head, _) = response.into_parts();
     let mut trailers = std::mem::take(&mut head.headers);
@@ -114,8 +113,8 @@ fn headers_then_trailers(response: Response<Body>) -> Response<Body> {
     Response::from_parts(head, Body::new(body))
 }
 
-/// The beginning of a response whose end is not known yet: the headers that
-/// make a client wait. `written` is polled as soon as they are queued.
+/// A response whose headers are sent before its result is known; from then on clients do not
+/// retry. `written` is first polled when the headers are queued.
 pub(super) fn early(pending: Pending, written: Written, call: CallContext) -> Response<Body> {
     let request_id = call.request_id().clone();
     let pending = DeferredBody::Pending(pending, Some(written), call);
@@ -126,20 +125,19 @@ pub(super) fn early(pending: Pending, written: Written, call: CallContext) -> Re
     response
 }
 
-/// Ends when the headers of a response have left.
+/// Completes when the headers of a response are written.
 pub(super) type Written = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A response of the service to come.
+/// The pending response of the service.
 pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-/// A body without a length: a length of 0 could make a proxy think that no
-/// trailers follow.
+/// A body of unknown length: with length 0, a proxy might not expect trailers.
 enum DeferredBody {
-    /// The service has not responded yet; then its response follows.
+    /// The service has not responded yet.
     Pending(Pending, Option<Written>, CallContext),
     /// The message and trailers of a success, and its outcome.
     Message(Body, Option<HeaderValue>),
-    /// Trailers alone: a failure.
+    /// The trailers of a failure.
     Trailers(Option<HeaderMap>),
 }
 

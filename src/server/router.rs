@@ -1,4 +1,4 @@
-//! One request → the gRPC service that it is for.
+//! Routes a request to its gRPC service, and makes its [`CallContext`].
 
 use std::{
     convert::Infallible,
@@ -17,7 +17,7 @@ use tonic_health::{pb::health_server::HealthServer, server::HealthReporter};
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    arrival::{self, Bounds, LARGEST_MESSAGE, Open, Refusal},
+    arrival::{self, Bounds, MAX_MESSAGE, Open, Refusal},
     body::CountedResponse,
     grpc_web::Web,
     health::Health,
@@ -36,11 +36,10 @@ use crate::{
     telemetry::{Call, Telemetry},
 };
 
-/// The most that a question about the schema may have.
-const LARGEST_QUESTION: usize = 4 * 1024;
+/// The largest request message of reflection, in bytes.
+const MAX_REFLECTION_MESSAGE: usize = 4 * 1024;
 
-/// Tells an Envoy that checks health to send no more calls here, before its next
-/// check would.
+/// Makes an Envoy with active health checks stop sending calls at once, not after its next check.
 const HEALTH_CHECK_FAIL: HeaderName =
     HeaderName::from_static("x-envoy-immediate-health-check-fail");
 
@@ -57,14 +56,15 @@ pub(super) struct GrpcServices {
     options: Options,
 }
 
-/// What is there besides the services themselves.
+/// What the services of all workers share.
+#[derive(Clone)]
 pub(super) struct Options {
     pub(super) with_reflection: bool,
     pub(super) web: Option<Arc<Web>>,
     pub(super) bounds: Bounds,
-    /// No longer ready.
+    /// The gateway drains: it is no longer ready, but still serves calls.
     pub(super) draining: CancellationToken,
-    /// Streams that would last for ever end.
+    /// Ends endless streams.
     pub(super) ending: CancellationToken,
 }
 
@@ -78,15 +78,17 @@ impl GrpcServices {
         let credentials = Arc::new(gateway.credentials.clone());
         let batches = BatchServiceServer::new(gateway)
             .accept_compressed(CompressionEncoding::Gzip)
-            .max_decoding_message_size(LARGEST_MESSAGE);
+            .max_decoding_message_size(MAX_MESSAGE);
         let health = HealthServer::new(Health::new(health, options.ending.clone()));
         let mut others = vec![other(health)];
         if options.with_reflection {
             let v1 = reflection().build_v1()?;
-            others.push(other(v1.max_decoding_message_size(LARGEST_QUESTION)));
+            others.push(other(v1.max_decoding_message_size(MAX_REFLECTION_MESSAGE)));
             // Older grpcurl and Postman know this version only.
             let v1alpha = reflection().build_v1alpha()?;
-            others.push(other(v1alpha.max_decoding_message_size(LARGEST_QUESTION)));
+            others.push(other(
+                v1alpha.max_decoding_message_size(MAX_REFLECTION_MESSAGE),
+            ));
         }
         Ok(GrpcServices {
             batches,
@@ -106,7 +108,7 @@ impl GrpcServices {
         ServicesForConnection(Arc::new((self, Connection { peer, writes })))
     }
 
-    /// Splits a request now, so that only little waits until there is a response.
+    /// Splits a request now, so that only what is needed is kept until there is a response.
     fn route(&self, connection: &Connection, request: Request<Body>) -> ResponseFuture {
         let peer = &connection.peer;
         if request.method() != Method::POST {
@@ -172,7 +174,7 @@ impl GrpcServices {
         head.extensions.insert(call.clone());
         let (mut batches, credentials) = (self.batches.clone(), self.credentials.clone());
         let writes = connection.writes.clone();
-        // If not, tonic says why, and needs no message for that.
+        // Otherwise tonic refuses the call, which needs no message.
         let has_message = method.is_known() && arrival::can_read(&head.headers);
         Box::pin(async move {
             let mut message = Full::default();
@@ -187,10 +189,10 @@ impl GrpcServices {
                         let refusal = response::refused(&failure, &call);
                         return counting(refusal, Some(counted), None);
                     }
-                    // Nobody hears it, most likely: counted as cancelled, like every call without
-                    // a response.
+                    // Most likely nobody receives it: counted as cancelled, like every call
+                    // without a response.
                     Err(Refusal::Gone) => {
-                        let refusal = status::of_call(&broken_off(), &call, None).into_http();
+                        let refusal = status::of_call(&ended_early(), &call, None).into_http();
                         return counting(refusal, Some(counted), None);
                     }
                 };
@@ -202,7 +204,7 @@ impl GrpcServices {
                 Ok(response) = &mut pending => response::finalize(response, &call),
                 () = early_headers.requested() => {
                     let written = async move {
-                        writes.all_left().await;
+                        writes.all_written().await;
                         early_headers.set_written();
                     };
                     response::early(pending, Box::pin(written), call)
@@ -238,7 +240,7 @@ impl GrpcServices {
                     Err(refusal) => {
                         let failure = match refusal {
                             Refusal::Failed(failure) => failure,
-                            Refusal::Gone => broken_off(),
+                            Refusal::Gone => ended_early(),
                         };
                         return refused(&failure, &Request::from_parts(head, ()));
                     }
@@ -250,7 +252,7 @@ impl GrpcServices {
     }
 }
 
-/// The response to a call of another service that it does not see.
+/// The response to a call of another service that was refused before it saw it.
 fn refused<B>(failure: &Failure, request: &Request<B>) -> Response<Body> {
     let id = request_id::of_call(request.headers());
     let about = About {
@@ -271,8 +273,8 @@ fn not_allowed(peer: &Peer) -> Failure {
     Failure::refused(Kind::RefusedByServer(Reason::ClientNotAllowed, message))
 }
 
-fn broken_off() -> Failure {
-    let message = "The request broke off".to_owned();
+fn ended_early() -> Failure {
+    let message = "The request ended early".to_owned();
     Failure::refused(Kind::RefusedByServer(Reason::InvalidFraming, message))
 }
 
@@ -286,16 +288,16 @@ fn counting(response: Response<Body>, call: Option<Call>, open: Option<Open>) ->
     })
 }
 
-/// A response to come. Thousands of calls may wait for theirs.
+/// A pending response. Boxed: thousands of calls may wait for theirs.
 type ResponseFuture = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
 fn at_once(response: Response<Body>) -> ResponseFuture {
     Box::pin(ready(response))
 }
 
-/// What the calls of a connection have in common.
+/// What the calls of a connection share.
 struct Connection {
-    /// Who is at its other end.
+    /// The client.
     peer: Peer,
     writes: Arc<Writes>,
 }
@@ -317,13 +319,13 @@ impl hyper::service::Service<Request<Incoming>> for ServicesForConnection {
                 let for_connection = for_connection.clone();
                 Box::pin(async move {
                     let (services, connection) = &*for_connection;
-                    web.answer(request, |call| services.route(connection, call))
+                    web.respond(request, |call| services.route(connection, call))
                         .await
                 })
             }
             None if request.version() != Version::HTTP_2 => at_once(response::not_grpc(
                 StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-                "This is a gRPC server: it speaks HTTP/2, without TLS by prior knowledge. \
+                "This is a gRPC server: it needs HTTP/2, without TLS by prior knowledge. \
                  gRPC-Web over HTTP/1.1 needs --grpc-web.\n",
             )),
             None => services.route(connection, request),
@@ -358,8 +360,8 @@ where
     (S::NAME, BoxCloneSyncService::new(service))
 }
 
-/// tonic itself takes any content type, which would let a web page make calls, and would
-/// take another message format for protobuf.
+/// tonic accepts any content type, which would let web pages make calls, and would parse other
+/// message formats as protobuf.
 fn is_grpc(request: &Request<Body>) -> bool {
     is_one_of(request, &["application/grpc", "application/grpc+proto"])
 }

@@ -1,7 +1,7 @@
-//! One thread and runtime for each core. A connection stays on one of them, and
-//! so do its calls and their connections to the API: no call wakes another
-//! thread. The main thread accepts connections and serves the admin pages, so
-//! that these answer also when the workers are busy.
+//! One thread and runtime per core. A connection stays on its worker, and so do its calls and
+//! their connections to the API, so no call wakes another thread. The main thread accepts
+//! connections and serves the admin pages, which therefore respond when the workers are busy.
+//! docs/benchmark.md compares this with one multi-threaded runtime.
 
 use std::{future::pending, io, num::NonZero, sync::Arc, thread, time::Duration};
 
@@ -13,14 +13,14 @@ use tokio::{
 /// A thread that serves connections.
 pub(super) struct Worker {
     runtime: Handle,
-    /// Each connection holds a copy.
+    /// Each connection holds a clone.
     connections: Arc<()>,
 }
 
-/// A connection on a worker, for which it counts until this is dropped.
-pub(super) struct Place(#[expect(dead_code, reason = "counted")] Arc<()>);
+/// Counts a connection of a worker until this is dropped.
+pub(super) struct ConnectionGuard(#[expect(dead_code, reason = "counted")] Arc<()>);
 
-/// As many as there are cores. They last as long as the process.
+/// Starts one worker per core. They live as long as the process.
 pub(super) fn start() -> io::Result<Vec<Worker>> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     (0..cores).map(Worker::start).collect()
@@ -39,14 +39,14 @@ impl Worker {
         Ok(worker)
     }
 
-    /// Where its connections live.
+    /// The runtime of its connections.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// A place for one more connection.
-    pub(super) fn place(&self) -> Place {
-        Place(self.connections.clone())
+    /// Counts one more connection.
+    pub(super) fn connection_guard(&self) -> ConnectionGuard {
+        ConnectionGuard(self.connections.clone())
     }
 
     /// How many connections it has.
@@ -55,13 +55,13 @@ impl Worker {
     }
 }
 
-/// Asks workers for a sign of life.
+/// Checks that no worker thread is blocked.
 #[derive(Clone, Debug)]
-pub(super) struct Pulse(Arc<[Handle]>);
+pub(super) struct WorkerCheck(Arc<[Handle]>);
 
-impl Pulse {
-    pub(super) fn of(workers: &[Worker]) -> Self {
-        Pulse(
+impl WorkerCheck {
+    pub(super) fn new(workers: &[Worker]) -> Self {
+        WorkerCheck(
             workers
                 .iter()
                 .map(|worker| worker.runtime.clone())
@@ -69,16 +69,16 @@ impl Pulse {
         )
     }
 
-    /// Whether each does what it is asked within 2 s.
-    pub(super) async fn beats(&self) -> bool {
-        const LONGEST: Duration = Duration::from_secs(2);
-        let asked: Vec<_> = self.0.iter().map(|worker| worker.spawn(async {})).collect();
-        let answered = async {
-            for answer in asked {
-                let _ = answer.await;
+    /// Whether each worker runs a task within 2 s.
+    pub(super) async fn all_respond(&self) -> bool {
+        const TIMEOUT: Duration = Duration::from_secs(2);
+        let tasks: Vec<_> = self.0.iter().map(|worker| worker.spawn(async {})).collect();
+        let all_done = async {
+            for task in tasks {
+                let _ = task.await;
             }
         };
-        timeout(LONGEST, answered).await.is_ok()
+        timeout(TIMEOUT, all_done).await.is_ok()
     }
 }
 
@@ -87,16 +87,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_worker_that_is_held_up_is_noticed() {
+    async fn a_blocked_worker_is_noticed() {
         let workers = [Worker::start(0), Worker::start(1)].map(Result::unwrap);
-        let pulse = Pulse::of(&workers);
-        assert!(pulse.beats().await);
-        let (release, held) = std::sync::mpsc::channel::<()>();
+        let check = WorkerCheck::new(&workers);
+        assert!(check.all_respond().await);
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
         workers[1].runtime().spawn(async move {
-            let _ = held.recv();
+            let _ = blocked.recv();
         });
-        assert!(!pulse.beats().await);
+        assert!(!check.all_respond().await);
         drop(release);
-        assert!(pulse.beats().await);
+        assert!(check.all_respond().await);
     }
 }

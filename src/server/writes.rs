@@ -1,39 +1,38 @@
-//! When what a connection has to send has left.
+//! Tells when a connection has written what was queued on it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-/// What a connection has written.
+/// The writes and flushes of a connection.
 ///
-/// hyper writes whatever is queued on a connection, and then flushes it. So what
-/// is queued at one moment has left when a flush has ended later, and nothing
-/// was written since: the connection had no more to write. A connection and its
-/// calls are on one thread, so whoever waits here looks when the connection has
-/// done what it could, and not in the middle of it.
+/// hyper writes everything that is queued on a connection, then flushes it. So what was queued at
+/// some moment has been written once a later flush has completed with no write after it: hyper had
+/// nothing more to write. A connection and its calls share a thread (see `workers`), so a waiter is never
+/// polled in the middle of such a pass.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
     flushes: AtomicU64,
-    /// Something was written since the last flush.
+    /// Whether anything was written since the last flush.
     is_dirty: AtomicBool,
     flushed: Notify,
 }
 
 impl Writes {
-    /// Something is written.
-    pub(super) fn written(&self) {
+    /// Bytes are about to be written.
+    pub(super) fn wrote(&self) {
         self.is_dirty.store(true, Ordering::Release);
     }
 
-    /// All that was written has left.
+    /// A flush has completed.
     pub(super) fn flushed(&self) {
         self.is_dirty.store(false, Ordering::Release);
         self.flushes.fetch_add(1, Ordering::AcqRel);
         self.flushed.notify_waiters();
     }
 
-    /// Waits until what is queued when this is first polled has left.
-    pub(super) async fn all_left(&self) {
+    /// Waits until everything is written that was queued when this was first polled.
+    pub(super) async fn all_written(&self) {
         let before = self.flushes.load(Ordering::Acquire);
         loop {
             let flushed = self.flushed.notified();
@@ -56,20 +55,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_queued_has_left_after_the_next_flush_that_is_the_last() {
+    fn queued_bytes_are_written_after_the_last_flush() {
         let writes = Writes::default();
         let mut context = Context::from_waker(Waker::noop());
-        writes.written();
+        writes.wrote();
         writes.flushed();
 
-        let mut left = pin!(writes.all_left());
-        assert_eq!(left.as_mut().poll(&mut context), Poll::Pending);
-        writes.written();
-        assert_eq!(left.as_mut().poll(&mut context), Poll::Pending);
+        let mut all = pin!(writes.all_written());
+        assert_eq!(all.as_mut().poll(&mut context), Poll::Pending);
+        writes.wrote();
+        assert_eq!(all.as_mut().poll(&mut context), Poll::Pending);
         writes.flushed(); // because the buffer was full: more follows
-        writes.written();
-        assert_eq!(left.as_mut().poll(&mut context), Poll::Pending);
+        writes.wrote();
+        assert_eq!(all.as_mut().poll(&mut context), Poll::Pending);
         writes.flushed();
-        assert_eq!(left.as_mut().poll(&mut context), Poll::Ready(()));
+        assert_eq!(all.as_mut().poll(&mut context), Poll::Ready(()));
     }
 }

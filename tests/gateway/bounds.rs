@@ -17,6 +17,7 @@ use tokio::{
     time::timeout,
 };
 use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::support::{CREATE, CREDENTIALS, Client, Gateway, frame, request, simulator, with_id};
 
@@ -157,6 +158,8 @@ async fn broken_messages_are_told_as_such() {
         let shown = &body[..body.len().min(12)];
         assert_eq!(answer.code(), code, "{shown:?}");
         assert_eq!(answer.reason(), reason, "{shown:?}");
+        let retry = answer.status().get_details_retry_info();
+        assert!(retry.is_none(), "{shown:?}: a repetition would fail too");
     }
     assert_eq!(upstream.received().len(), 0);
 

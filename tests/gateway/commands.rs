@@ -89,7 +89,7 @@ async fn simulate_serves_the_rest_api() {
     let control = format!("http://{listen}/_simulator");
     let ordered = client
         .post(format!("{control}/faults"))
-        .body("catalog-answer");
+        .body("catalog-response");
     assert!(ordered.send().await.unwrap().status().is_success());
     let id = gateway.create(request()).await.unwrap().id;
     let ledger = client

@@ -165,8 +165,8 @@ async fn what_may_be_sent_again_says_so_and_nothing_else_does() {
         (Some("status-400"), false),
         (Some("status-500"), false),
         (Some("lost-503"), false),
-        (Some("reset-after-create"), false),
-        (Some("empty-answer"), false),
+        (Some("reset-after"), false),
+        (Some("empty-response"), false),
     ] {
         if let Some(fault) = fault {
             upstream.inject(fault.parse::<Fault>().unwrap());

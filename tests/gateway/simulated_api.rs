@@ -112,15 +112,15 @@ async fn responses_come_in_every_form() {
         GzDecoder::new(&*body).read_to_string(&mut text).unwrap();
         text
     };
-    let answer = create(&api, "d", "gzip-answer").await;
+    let answer = create(&api, "d", "gzip-response").await;
     assert!(String::from_utf8_lossy(&answer).contains("content-encoding: gzip\r\n"));
     let id = api.batches()[0]["id"].as_str().unwrap().to_owned();
     assert!(unzipped(&answer).contains(&id));
     assert!(unzipped(&create(&api, "d", "gzip-503").await).contains("503000"));
 
-    let answer = text(&api, "many-headers-answer").await;
+    let answer = text(&api, "many-headers-response").await;
     assert!(answer.split("\r\n\r\n").next().unwrap().lines().count() > 120);
-    let answer = text(&api, "unfinished-answer").await;
+    let answer = text(&api, "unfinished-response").await;
     assert!(
         answer.contains("transfer-encoding: chunked\r\n"),
         "{answer}"

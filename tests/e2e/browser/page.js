@@ -1,4 +1,4 @@
-// The page, which Node runs too: makes the calls that its address orders, and hands the results in.
+// The page, which Node runs too: makes the calls that its address names, and hands the results in.
 
 import { check, clients, load } from "./checks.js";
 

@@ -158,7 +158,10 @@ async def test_outlier_detection_ejects_for_unavailable_only(programs):
         "max_ejection_time": "1s",
         "max_ejection_percent": 100,
     }
-    envoy = programs.envoy(gateways, NO_RETRY, cluster={"outlier_detection": outliers})
+    # Without a window: Envoy would wait up to a second before it lets the second one in again.
+    at_once = {"update_merge_window": "0s"}
+    cluster = {"outlier_detection": outliers, "common_lb_config": at_once}
+    envoy = programs.envoy(gateways, NO_RETRY, cluster=cluster)
     ejections = "outlier_detection.ejections_enforced_consecutive_5xx"
 
     load = Load(envoy.address)

@@ -42,7 +42,7 @@ import java.util.concurrent.TimeoutException;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.function.Function;
 
-/** Makes the calls that tests/e2e/clients orders: a line of JSON in, a line out. */
+/** Makes the calls that tests/e2e/clients asks for: a line of JSON in, a line out. */
 public final class Interop {
   private static final Gson GSON = new Gson();
   private static final JsonFormat.Printer PRINTER =
