@@ -17,17 +17,19 @@ ENV RUSTFLAGS="-Ctarget-feature=+crt-static ${PROFILE:+-Cprofile-use=/profiles/$
 # The dependencies first, with empty sources: this layer lasts until Cargo.toml
 # or Cargo.lock changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src \
-    && touch src/lib.rs \
+COPY simulator/Cargo.toml simulator/
+RUN mkdir src simulator/src \
+    && touch src/lib.rs simulator/src/lib.rs \
     && echo 'fn main() {}' > src/main.rs \
     && cp src/main.rs build.rs \
     && cargo build --release --locked --target "$(rustc --print host-tuple)"
 
 COPY build.rs ./
 COPY proto proto
+COPY simulator simulator
 COPY src src
 # COPY keeps the age of files, and cargo builds only what is newer than its last build.
-RUN touch build.rs src/lib.rs src/main.rs \
+RUN touch build.rs src/lib.rs src/main.rs simulator/src/lib.rs \
     && cargo build --release --locked --target "$(rustc --print host-tuple)" \
     && cp target/*/release/aep-batch-gateway /
 

@@ -15,7 +15,7 @@ GATEWAY := $(CURDIR)/target/debug/aep-batch-gateway
 AGAINST := proto/landed.binpb
 # The advisories need a database that no package registry has: the workflows add them.
 DENY := bans licenses sources
-MANIFESTS := Cargo.toml bench/Cargo.toml fuzz/Cargo.toml clients/rust/Cargo.toml
+MANIFESTS := Cargo.toml simulator/Cargo.toml bench/Cargo.toml fuzz/Cargo.toml clients/rust/Cargo.toml
 
 PYTHON := $(TOOLS)/python/bin
 BUF := $(TOOLS)/buf-$(BUF_VERSION)/node_modules/.bin/buf
@@ -34,13 +34,13 @@ format:
 	for manifest in $(MANIFESTS); do cargo fmt --check --manifest-path "$$manifest"; done
 
 clippy:
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 unit:
-	cargo test --locked --lib
+	cargo test --locked --workspace --lib
 
 rustdoc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 
 proto: $(BUF)
 	$(BUF) lint

@@ -3,7 +3,6 @@
 //! down, and use only modules below them.
 
 pub mod cli;
-pub mod simulator;
 
 pub mod server;
 

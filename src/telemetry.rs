@@ -22,7 +22,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 use self::metrics::{Metrics, ReasonLabel, ResultLabel};
 pub use self::{
     call::{Call, CallRecord, Completion},
-    log_queue::{write_last_lines, write_waiting_lines},
+    log_queue::write_last_lines,
     logs::{LogFilter, LogFormat, LogLevel, start_logs},
     throttle::Throttle,
     trace::Tracing,
@@ -39,23 +39,25 @@ pub struct Telemetry {
     metrics: Metrics,
     registry: Registry,
     tracer: Option<SdkTracer>,
+    log_format: LogFormat,
 }
 
 impl Default for Telemetry {
     /// Without traces.
     fn default() -> Self {
-        Self::new(None)
+        Self::new(None, LogFormat::Text)
     }
 }
 
 impl Telemetry {
     /// All at zero. Without a tracer, traces are only passed on.
-    pub fn new(tracer: Option<SdkTracer>) -> Self {
+    pub fn new(tracer: Option<SdkTracer>, log_format: LogFormat) -> Self {
         let mut registry = Registry::default();
         Telemetry {
             metrics: Metrics::new(&mut registry),
             registry,
             tracer,
+            log_format,
         }
     }
 

@@ -19,8 +19,8 @@ use crate::{
     config::{Config, Listen},
     headers,
     proto::v1::{Batch, CreateBatchRequest, batch_service_client::BatchServiceClient},
-    simulator::{Simulator, SimulatorOptions},
 };
+use aep_simulator::{Simulator, SimulatorOptions};
 
 /// The dataset of the documentation's own example.
 const DATASET: &str = "5c8c3c555033b814b69f947f";

@@ -46,7 +46,10 @@ pub(super) fn run(settings: Settings, given: &Given, demo: bool) -> ExitCode {
     for problem in unknown_variables() {
         tracing::warn!("{problem}");
     }
-    let telemetry = Arc::new(Telemetry::new(tracing.as_ref().map(Tracing::tracer)));
+    let telemetry = Arc::new(Telemetry::new(
+        tracing.as_ref().map(Tracing::tracer),
+        config.settings.log_format,
+    ));
     // This thread accepts connections; the gateway has others that serve them.
     let result = run_on(runtime::Builder::new_current_thread(), async move {
         let mut signals = StopSignals::listen()?;

@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::runtime;
 
 use super::{print, run_on, signals::StopSignals};
-use crate::simulator::{Injection, Simulator, SimulatorOptions};
+use aep_simulator::{Injection, Simulator, SimulatorOptions};
 
 #[derive(Args)]
 pub(super) struct Simulate {

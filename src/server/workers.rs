@@ -10,8 +10,6 @@ use tokio::{
     time::timeout,
 };
 
-use crate::telemetry::write_waiting_lines;
-
 /// A thread that serves connections.
 pub(super) struct Worker {
     runtime: Handle,
@@ -30,10 +28,7 @@ pub(super) fn start() -> io::Result<Vec<Worker>> {
 
 impl Worker {
     fn start(number: usize) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .on_thread_park(write_waiting_lines)
-            .build()?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
         let worker = Worker {
             runtime: runtime.handle().clone(),
             connections: Arc::default(),

@@ -4,10 +4,7 @@ use std::{io::Write, time::SystemTime};
 
 use tracing::Level;
 
-use super::{
-    log_queue,
-    logs::{self, LogFormat},
-};
+use super::{log_queue, logs::LogFormat};
 
 /// By which `--log-level` and readers of logs know the line.
 pub(super) const TARGET: &str = "access";
@@ -80,7 +77,7 @@ impl AccessLine<'_> {
     }
 
     /// Writes the line, unless the log level leaves it out.
-    pub(super) fn write(&self, failed: bool) {
+    pub(super) fn write(&self, format: LogFormat, failed: bool) {
         let (level, message, wanted) = match failed {
             false => (
                 "INFO",
@@ -93,13 +90,13 @@ impl AccessLine<'_> {
                 tracing::enabled!(target: TARGET, Level::WARN),
             ),
         };
-        match logs::format().filter(|_| wanted) {
-            Some(LogFormat::Json) => log_queue::write_soon(&self.json(level, message)),
-            Some(LogFormat::Text) if failed => {
+        match format {
+            _ if !wanted => {}
+            LogFormat::Json => log_queue::push(&self.json(level, message)),
+            LogFormat::Text if failed => {
                 tracing::warn!(target: TARGET, "{message}{}", self.text())
             }
-            Some(LogFormat::Text) => tracing::info!(target: TARGET, "{message}{}", self.text()),
-            None => {}
+            LogFormat::Text => tracing::info!(target: TARGET, "{message}{}", self.text()),
         }
     }
 

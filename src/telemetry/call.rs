@@ -173,7 +173,7 @@ impl CallRecord {
             upstream_milliseconds: self.upstream.load(Relaxed) as f64 / 1e3,
             upstream_requests: self.requests.load(Relaxed),
         };
-        line.write(code != Code::Ok);
+        line.write(self.telemetry.log_format, code != Code::Ok);
     }
 
     fn end_span(&self, code: Code) {

@@ -1,4 +1,4 @@
-//! Log lines on their way to standard error. Who writes one never waits: a thread
+//! Log lines on their way to standard error. Writing one never blocks: a thread
 //! of its own writes them, and what it cannot get rid of is dropped and counted.
 
 use std::{
@@ -12,19 +12,18 @@ use std::{
 use prometheus_client::metrics::counter::Counter;
 use serde_json::{Map, Value};
 
-use super::logs::{self, LogFormat};
-
 /// How many bytes wait at most, besides those that are being written.
-const MOST_WAITING: usize = 1024 * 1024;
+const MAX_WAITING: usize = 1024 * 1024;
 
-/// How many bytes of a busy thread wait until they are written together.
-const TOGETHER: usize = 8 * 1024;
+/// How long lines are collected before the next ones are written: a busy gateway
+/// writes many at once, and a call does not wake another thread.
+const INTERVAL: Duration = Duration::from_millis(10);
 
 /// No line is longer.
-pub(super) const LONGEST: usize = 4 * 1024;
+pub(super) const MAX_LINE: usize = 4 * 1024;
 
 /// How long the last lines may take to leave when the gateway stops.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Lines that were dropped.
 pub(super) static LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
@@ -32,38 +31,21 @@ pub(super) static LOST: LazyLock<Counter> = LazyLock::new(Counter::default);
 static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     waiting: Vec::new(),
     lost: 0,
-    wanted: false,
-    idle: false,
+    is_idle: false,
+    is_stopping: false,
 });
-static WANTED: Condvar = Condvar::new();
-static WRITTEN: Condvar = Condvar::new();
+/// There are lines for the thread, or the gateway stops.
+static WAKE: Condvar = Condvar::new();
+/// All lines are written.
+static IDLE: Condvar = Condvar::new();
 
 struct Queue {
     waiting: Vec<u8>,
     /// How many lines were dropped since the last ones were taken.
     lost: u64,
-    /// Whether lines are to be written now.
-    wanted: bool,
     /// Whether the thread has nothing to do.
-    idle: bool,
-}
-
-impl Queue {
-    fn push(&mut self, line: &[u8]) {
-        if self.waiting.len() + line.len() <= MOST_WAITING {
-            self.waiting.extend_from_slice(line);
-        } else {
-            self.lost += 1;
-            LOST.inc();
-        }
-    }
-
-    fn write(&mut self) {
-        self.wanted = true;
-        if mem::take(&mut self.idle) {
-            WANTED.notify_one();
-        }
-    }
+    is_idle: bool,
+    is_stopping: bool,
 }
 
 fn queue() -> MutexGuard<'static, Queue> {
@@ -81,12 +63,12 @@ fn write_lines() {
     loop {
         let lost = {
             let mut queue = queue();
-            while !queue.wanted {
-                queue.idle = true;
-                WRITTEN.notify_all();
-                queue = WANTED.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            while queue.waiting.is_empty() && queue.lost == 0 {
+                queue.is_idle = true;
+                IDLE.notify_all();
+                queue = WAKE.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
-            queue.wanted = false;
+            queue.is_idle = false;
             mem::swap(&mut lines, &mut queue.waiting);
             mem::take(&mut queue.lost)
         };
@@ -99,32 +81,32 @@ fn write_lines() {
                 "{lost} log lines were lost: standard error was not read"
             );
         }
+        let is_running = |queue: &mut Queue| !queue.is_stopping;
+        let _ = WAKE.wait_timeout_while(queue(), INTERVAL, is_running);
     }
 }
 
-/// Writes a line before this thread sleeps: a busy thread writes many lines at
-/// once. For threads that call [`write_waiting_lines`].
-pub(super) fn write_soon(line: &[u8]) {
+/// Takes a line, with its end.
+pub(super) fn push(line: &[u8]) {
     let mut queue = queue();
-    queue.push(line);
-    if queue.waiting.len() >= TOGETHER {
-        queue.write();
+    if queue.waiting.len() + line.len() <= MAX_WAITING {
+        queue.waiting.extend_from_slice(line);
+    } else {
+        queue.lost += 1;
+        LOST.inc();
     }
-}
-
-/// Has written what waits to be written. Does not wait for it.
-pub fn write_waiting_lines() {
-    let mut queue = queue();
-    if !queue.waiting.is_empty() {
-        queue.write();
+    if mem::take(&mut queue.is_idle) {
+        WAKE.notify_one();
     }
 }
 
 /// Writes the last lines. Waits for that, but not for ever: nobody may read them.
 pub fn write_last_lines() {
-    write_waiting_lines();
-    let unwritten = |queue: &mut Queue| queue.wanted || !queue.idle;
-    let _ = WRITTEN.wait_timeout_while(queue(), LAST_LINES, unwritten);
+    let mut queue = queue();
+    queue.is_stopping = true;
+    WAKE.notify_one();
+    let is_busy = |queue: &mut Queue| !queue.is_idle || !queue.waiting.is_empty();
+    let _ = IDLE.wait_timeout_while(queue, FLUSH_TIMEOUT, is_busy);
 }
 
 /// Takes one line at each write, as `tracing_subscriber::fmt` writes them.
@@ -132,10 +114,10 @@ pub(super) struct Lines;
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let short = (line.len() > LONGEST).then(|| shortened(line, logs::format()));
-        let mut queue = queue();
-        queue.push(short.as_deref().unwrap_or(line));
-        queue.write();
+        match line.len() > MAX_LINE {
+            true => push(&shortened(line)),
+            false => push(line),
+        }
         Ok(line.len())
     }
 
@@ -146,22 +128,18 @@ impl Write for Lines {
 
 /// A line that is no longer than a line may be. JSON stays JSON: its texts are cut, and
 /// if that is not enough, only what every line has is left.
-fn shortened(line: &[u8], format: Option<LogFormat>) -> Vec<u8> {
+fn shortened(line: &[u8]) -> Vec<u8> {
     const KEPT: [&str; 4] = ["timestamp", "level", "message", "target"];
-    let json = match format {
-        Some(LogFormat::Json) => serde_json::from_slice::<Map<String, Value>>(line).ok(),
-        _ => None,
-    };
-    let Some(mut json) = json else {
+    let Ok(mut json) = serde_json::from_slice::<Map<String, Value>>(line) else {
         let text = String::from_utf8_lossy(line);
-        let end = text.floor_char_boundary(LONGEST - "…\n".len());
+        let end = text.floor_char_boundary(MAX_LINE - "…\n".len());
         return format!("{}…\n", &text[..end]).into_bytes();
     };
     for longest in [2048, 512, 128, 32] {
         json.values_mut()
             .for_each(|value| cut_texts(value, longest));
         let short = Value::from(json.clone()).to_string();
-        if short.len() < LONGEST {
+        if short.len() < MAX_LINE {
             return (short + "\n").into_bytes();
         }
     }
@@ -198,13 +176,13 @@ mod tests {
             json!({ "level": "WARN", "message": long, "a": vec![1; 10_000] }),
         ] {
             let line = format!("{json}\n");
-            let short = shortened(line.as_bytes(), Some(LogFormat::Json));
-            assert!(short.len() <= LONGEST);
+            let short = shortened(line.as_bytes());
+            assert!(short.len() <= MAX_LINE);
             let line = str::from_utf8(&short).unwrap().strip_suffix('\n').unwrap();
             let parsed: Value = serde_json::from_str(line).unwrap();
             assert_eq!(parsed["level"], "WARN");
         }
-        let short = shortened(format!("WARN {long}\n").as_bytes(), Some(LogFormat::Text));
-        assert!(short.len() <= LONGEST && short.ends_with("…\n".as_bytes()));
+        let short = shortened(format!("WARN {long}\n").as_bytes());
+        assert!(short.len() <= MAX_LINE && short.ends_with("…\n".as_bytes()));
     }
 }

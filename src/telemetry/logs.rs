@@ -3,7 +3,7 @@
 use std::{
     io, panic,
     str::FromStr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use clap::ValueEnum;
@@ -92,12 +92,9 @@ fn ours(level: LevelFilter) -> Targets {
         .with_targets(own.map(|target| (target, level)))
 }
 
-static FORMAT: OnceLock<LogFormat> = OnceLock::new();
-
 /// Sends log lines, and panics, to standard error from now on.
 pub fn start_logs(format: LogFormat, filter: LogFilter) -> io::Result<LogLevel> {
     log_queue::start()?;
-    let _ = FORMAT.set(format); // the first holds
     let LogFilter { given, targets } = filter;
     let (targets, handle) = reload::Layer::new(targets);
     let lines = tracing_subscriber::registry().with(targets);
@@ -113,11 +110,6 @@ pub fn start_logs(format: LogFormat, filter: LogFilter) -> io::Result<LogLevel> 
         handle,
         given: Arc::new(Mutex::new(given)),
     })
-}
-
-/// How log lines look, once they are started.
-pub(super) fn format() -> Option<LogFormat> {
-    FORMAT.get().copied()
 }
 
 /// Which log lines are written. Can be changed while the gateway runs.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aep_batch_gateway::simulator::Fault;
+use aep_simulator::Fault;
 use tonic::Code;
 
 use crate::support::{Gateway, RawAnswer, simulator};

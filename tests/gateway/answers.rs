@@ -1,7 +1,8 @@
 //! Answers that the documentation contradicts: the call succeeds and nothing
 //! is lost.
 
-use aep_batch_gateway::{proto::v1::BatchStatus, simulator::Fault};
+use aep_batch_gateway::proto::v1::BatchStatus;
+use aep_simulator::Fault;
 use prost_types::{Timestamp, value::Kind};
 
 use crate::support::{Gateway, Scripted, request, simulator};

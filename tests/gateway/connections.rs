@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use aep_batch_gateway::simulator::Fault;
+use aep_simulator::Fault;
 use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use aep_batch_gateway::{proto::v1::batch_service_client::BatchServiceClient, simulator::Fault};
+use aep_batch_gateway::proto::v1::batch_service_client::BatchServiceClient;
+use aep_simulator::Fault;
 use tokio::time::timeout;
 use tonic::Code;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use aep_batch_gateway::simulator::Fault;
+use aep_simulator::Fault;
 use tokio::{net::TcpStream, task::JoinSet};
 use tokio_stream::StreamExt;
 use tonic::Code;

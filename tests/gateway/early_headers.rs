@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use aep_batch_gateway::simulator::Fault;
+use aep_simulator::Fault;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpStream, UnixStream},

@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use aep_batch_gateway::{
-    proto::v1::BatchOrigin,
-    simulator::{Fault, Injection, Operation, SimulatorOptions},
-};
+use aep_batch_gateway::proto::v1::BatchOrigin;
+use aep_simulator::{Fault, Injection, Operation, SimulatorOptions};
 use http::StatusCode;
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -23,7 +21,7 @@ fn list_fault(status: StatusCode) -> Injection {
     }
 }
 
-async fn slow_catalog(catalog_lag: Duration) -> aep_batch_gateway::simulator::Simulator {
+async fn slow_catalog(catalog_lag: Duration) -> aep_simulator::Simulator {
     let options = SimulatorOptions {
         catalog_lag,
         ..Default::default()

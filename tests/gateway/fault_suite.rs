@@ -13,10 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aep_batch_gateway::{
-    proto::v1::{CreateBatchRequest, CreateBatchResponse, TagValues},
-    simulator::{Fault, Injection, Operation, Simulator, SimulatorOptions},
-};
+use aep_batch_gateway::proto::v1::{CreateBatchRequest, CreateBatchResponse, TagValues};
+use aep_simulator::{Fault, Injection, Operation, Simulator, SimulatorOptions};
 use prost::Message;
 use tokio::{net::TcpStream, sync::Semaphore};
 use tonic::Code;

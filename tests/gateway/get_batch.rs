@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use aep_batch_gateway::{
-    proto::v1::{BatchStatus, GetBatchResponse},
-    simulator::{Fault, Injection, Operation, Simulator},
-};
+use aep_batch_gateway::proto::v1::{BatchStatus, GetBatchResponse};
+use aep_simulator::{Fault, Injection, Operation, Simulator};
 use http::Method;
 use prost::Message;
 use prost_types::value::Kind;

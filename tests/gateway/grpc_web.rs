@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use aep_batch_gateway::{
-    proto::v1::{CreateBatchRequest, CreateBatchResponse},
-    simulator::{Fault, Simulator},
-};
+use aep_batch_gateway::proto::v1::{CreateBatchRequest, CreateBatchResponse};
+use aep_simulator::{Fault, Simulator};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Buf;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};

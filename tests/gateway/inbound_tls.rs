@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aep_batch_gateway::simulator::Simulator;
+use aep_simulator::Simulator;
 use rcgen::{SanType, date_time_ymd};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

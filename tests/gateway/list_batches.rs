@@ -1,10 +1,8 @@
 //! `ListBatches`: filters, order, and walks through the pages that neither skip
 //! nor repeat while batches are added and change.
 
-use aep_batch_gateway::{
-    proto::v1::{Batch, BatchStatus, ListBatchesRequest},
-    simulator::{Injection, Simulator},
-};
+use aep_batch_gateway::proto::v1::{Batch, BatchStatus, ListBatchesRequest};
+use aep_simulator::{Injection, Simulator};
 use prost_types::{Timestamp, value::Kind};
 use serde_json::json;
 use tonic::Code;

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use aep_batch_gateway::simulator::Simulator;
+use aep_simulator::Simulator;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},

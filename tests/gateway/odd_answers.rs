@@ -3,7 +3,8 @@
 
 use std::{io::Write, sync::Arc};
 
-use aep_batch_gateway::{proto::v1::BatchOrigin, simulator::Fault};
+use aep_batch_gateway::proto::v1::BatchOrigin;
+use aep_simulator::Fault;
 use flate2::{Compression, write::GzEncoder};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

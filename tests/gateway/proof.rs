@@ -9,10 +9,8 @@ use std::{
     time::Duration,
 };
 
-use aep_batch_gateway::{
-    proto::v1::{CreateBatchRequest, CreateBatchResponse, TagValues},
-    simulator::{Fault, Operation, SimulatorOptions},
-};
+use aep_batch_gateway::proto::v1::{CreateBatchRequest, CreateBatchResponse, TagValues};
+use aep_simulator::{Fault, Operation, SimulatorOptions};
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};

@@ -1,6 +1,6 @@
 //! What the gateway sends again by itself, and how seldom.
 
-use aep_batch_gateway::simulator::Fault;
+use aep_simulator::Fault;
 use http::StatusCode;
 use tonic::Code;
 

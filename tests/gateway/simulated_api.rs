@@ -1,6 +1,6 @@
 //! The simulated API on the wire: what it plays looks like what is played.
 
-use aep_batch_gateway::simulator::{Injection, Simulator};
+use aep_simulator::{Injection, Simulator};
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 use std::io::Read;

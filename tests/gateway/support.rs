@@ -13,7 +13,7 @@ pub(crate) use gateway::{
 pub(crate) use scripted::{Scripted, Step};
 pub(crate) use tls::{Authority, Issued, TlsFolder, TlsFront, certificate, handshake};
 
-use aep_batch_gateway::simulator::{Simulator, SimulatorOptions};
+use aep_simulator::{Simulator, SimulatorOptions};
 
 /// A simulated upstream on a free port.
 pub(crate) async fn simulator() -> Simulator {

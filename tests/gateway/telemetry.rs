@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use aep_batch_gateway::simulator::Fault;
+use aep_simulator::Fault;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use prost::Message;
 use serde_json::Value;
@@ -73,11 +73,7 @@ async fn every_call_has_one_line_however_it_ends() {
     assert!(all.as_f64() >= upstream_part.as_f64(), "{good}");
     assert!(upstream_part.as_f64() > Some(0.0), "{good}");
 
-    upstream.inject(
-        "status-429"
-            .parse::<aep_batch_gateway::simulator::Injection>()
-            .unwrap(),
-    );
+    upstream.inject("status-429".parse::<aep_simulator::Injection>().unwrap());
     gateway.raw(&[("x-request-id", "refused")]).await;
     let refused = line(&gateway, "refused").await;
     assert_eq!(refused["level"], "WARN");

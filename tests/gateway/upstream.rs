@@ -1,6 +1,7 @@
 //! How the API is reached: proxies, and what the HTTP client does not do.
 
-use aep_batch_gateway::{proto::v1::Batch, simulator::Simulator};
+use aep_batch_gateway::proto::v1::Batch;
+use aep_simulator::Simulator;
 use tonic::{Code, Status};
 
 use crate::support::{Gateway, Scripted, Step, request, simulator};

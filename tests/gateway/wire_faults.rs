@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use aep_batch_gateway::simulator::Fault;
+use aep_simulator::Fault;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tonic::Code;
 

@@ -6,13 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aep_batch_gateway::{
-    proto::v1::{
-        Batch, CreateBatchRequest, CreateBatchResponse, GetBatchRequest, ListBatchesRequest,
-        ListBatchesResponse, batch_service_client::BatchServiceClient,
-    },
-    simulator::Simulator,
+use aep_batch_gateway::proto::v1::{
+    Batch, CreateBatchRequest, CreateBatchResponse, GetBatchRequest, ListBatchesRequest,
+    ListBatchesResponse, batch_service_client::BatchServiceClient,
 };
+use aep_simulator::Simulator;
 use bytes::{BufMut, Bytes};
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};

@@ -8,9 +8,9 @@ use std::{
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use reqwest::Url;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
+use url::Url;
 
 use super::{
     Fault, Injection, Operation, Received, State,

@@ -5,8 +5,8 @@
 use std::{borrow::Cow, cmp::Ordering};
 
 use regex_lite::Regex;
-use reqwest::Url;
 use serde_json::Value;
+use url::Url;
 
 /// What a query asks for. The values of `Err` are for the caller to read.
 pub(super) struct Query {
