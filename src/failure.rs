@@ -225,7 +225,7 @@ pub enum NotSent {
     ShuttingDown,
 }
 
-/// A response whose status is no 2xx, whoever wrote it.
+/// A response whose status is no 2xx, from the API or a proxy.
 #[derive(Clone, Debug)]
 pub struct ApiError {
     /// What it means.

@@ -50,7 +50,7 @@ pub struct UpstreamOptions {
     pub http: HttpVersion,
     /// How long opening a connection may take, TLS included.
     pub connect_timeout: Duration,
-    /// How long one request may take in all.
+    /// How long one request may take.
     pub request_timeout: Duration,
     /// The proxies that requests go through.
     pub proxies: Proxies,

@@ -12,7 +12,7 @@ pub(crate) mod json;
 mod properties;
 mod request;
 
-pub use batch::{NoBatch, batch_from_json, batch_id_in_beginning};
+pub use batch::{ParseError, batch_from_json, batch_id_in_beginning};
 pub use batch_list::{ListQuery, list_query, page};
 pub use catalog::{
     batch_with_id, batches_from_json, check_batch_id, is_same_content, properties,

@@ -1,7 +1,7 @@
 //! Text that came from upstream, made fit to be shown: short, one line, and
 //! without the credentials that an upstream may repeat.
 //!
-//! Whoever answers may give a credential back in another form: with JSON's
+//! A response may repeat a credential in another form: with JSON's
 //! escapes, in percent-encoding, with HTML's entities, in base64, in pieces, cut
 //! off. So what is looked for is every piece of a secret that is long enough to
 //! matter, in the text as it came and as it reads without each layer of escapes.

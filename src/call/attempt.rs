@@ -6,7 +6,7 @@ const GRPC: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 const MIDDLEWARE: HeaderName = HeaderName::from_static("x-retry-attempty");
 const ENVOY: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 
-/// The tries that were counted on the way here. Each counter starts anew below
+/// The attempts that were counted on the way here. Each counter starts again below
 /// the one outside of it: for every try of a client, Envoy counts from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attempt {

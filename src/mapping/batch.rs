@@ -17,7 +17,7 @@ use crate::proto::v1::{
 
 /// Why an answer is not a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoBatch {
+pub enum ParseError {
     /// There is no answer.
     Empty,
     /// The answer is not JSON.
@@ -30,32 +30,32 @@ pub enum NoBatch {
     OtherBatches,
 }
 
-impl fmt::Display for NoBatch {
+impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            NoBatch::Empty => "is empty",
-            NoBatch::NotJson => "is not JSON",
-            NoBatch::NoId => "names no batch id",
-            NoBatch::IsError => "is an error",
-            NoBatch::OtherBatches => "lists other batches than it was asked for",
+            ParseError::Empty => "is empty",
+            ParseError::NotJson => "is not JSON",
+            ParseError::NoId => "names no batch id",
+            ParseError::IsError => "is an error",
+            ParseError::OtherBatches => "lists other batches than it was asked for",
         })
     }
 }
 
 /// Reads the answer to `POST /batches`: a batch (Batch Ingestion API
 /// reference), or `["@/batches/{id}"]` (Catalog Service API reference).
-pub fn batch_from_json(body: &[u8]) -> Result<Batch, NoBatch> {
+pub fn batch_from_json(body: &[u8]) -> Result<Batch, ParseError> {
     let text = text_of(body);
     if text.trim().is_empty() {
-        return Err(NoBatch::Empty);
+        return Err(ParseError::Empty);
     }
-    let document = Document::parse(&text).ok_or(NoBatch::NotJson)?;
+    let document = Document::parse(&text).ok_or(ParseError::NotJson)?;
     let batch = batch_of(document.root()).unwrap_or_else(|| Batch {
         id: catalog_reference(document.root()).unwrap_or_default(),
         ..Default::default()
     });
     if batch.id.is_empty() {
-        return Err(NoBatch::NoId);
+        return Err(ParseError::NoId);
     }
     Ok(batch)
 }
@@ -636,17 +636,17 @@ mod tests {
     #[test]
     fn an_answer_without_an_id_is_none() {
         for (answer, expected) in [
-            ("", NoBatch::Empty),
-            (" \n", NoBatch::Empty),
-            ("<html>", NoBatch::NotJson),
-            (r#"{"id":"b""#, NoBatch::NotJson),
-            ("{}", NoBatch::NoId),
-            (r#"{"id":""}"#, NoBatch::NoId),
-            (r#"{"id":null}"#, NoBatch::NoId),
-            ("[]", NoBatch::NoId),
-            (r#"["@/batches/"]"#, NoBatch::NoId),
-            (r#"["@/batches/a","@/batches/b"]"#, NoBatch::NoId),
-            (r#""b""#, NoBatch::NoId),
+            ("", ParseError::Empty),
+            (" \n", ParseError::Empty),
+            ("<html>", ParseError::NotJson),
+            (r#"{"id":"b""#, ParseError::NotJson),
+            ("{}", ParseError::NoId),
+            (r#"{"id":""}"#, ParseError::NoId),
+            (r#"{"id":null}"#, ParseError::NoId),
+            ("[]", ParseError::NoId),
+            (r#"["@/batches/"]"#, ParseError::NoId),
+            (r#"["@/batches/a","@/batches/b"]"#, ParseError::NoId),
+            (r#""b""#, ParseError::NoId),
         ] {
             assert_eq!(
                 batch_from_json(answer.as_bytes()),

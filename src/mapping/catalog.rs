@@ -7,7 +7,7 @@ use prost::Message;
 use prost_types::{FileDescriptorSet, Value, value::Kind};
 
 use super::{
-    NoBatch,
+    ParseError,
     batch::batch_of,
     json::{Document, Json, text_of},
 };
@@ -55,7 +55,7 @@ pub fn check_batch_id(id: &str) -> Result<(), Vec<Violation>> {
 /// Reads the answer to Catalog's `GET /batches/{id}`: a map that holds the batch
 /// under its id. `None` if there is no such batch: Catalog's reference documents
 /// a 404 for that, and an empty object or array are understood too.
-pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, NoBatch> {
+pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, ParseError> {
     let text = text_of(body);
     let document = document_of(&text)?;
     let root = document.root();
@@ -65,7 +65,7 @@ pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, NoBatch> {
     {
         return Ok(None);
     }
-    let members = root.object().ok_or(NoBatch::NoId)?;
+    let members = root.object().ok_or(ParseError::NoId)?;
     if members.is_empty() {
         return Ok(None);
     }
@@ -79,34 +79,34 @@ pub fn batch_with_id(body: &[u8], id: &str) -> Result<Option<Batch>, NoBatch> {
         return Ok(batch_of(root));
     }
     Err(match members.iter().all(|(_, json)| json.is_object()) {
-        true => NoBatch::OtherBatches,
-        false => NoBatch::NoId,
+        true => ParseError::OtherBatches,
+        false => ParseError::NoId,
     })
 }
 
 /// Reads the answer to Catalog's `GET /batches`: a map of batches by id
 /// (Catalog Service API reference), in Catalog's order.
-pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, NoBatch> {
+pub fn batches_from_json(body: &[u8]) -> Result<Vec<Batch>, ParseError> {
     let text = text_of(body);
     let document = document_of(&text)?;
-    let members = document.root().object().ok_or(NoBatch::NoId)?;
+    let members = document.root().object().ok_or(ParseError::NoId)?;
     let batches = members.iter().map(|(id, json)| batch_under(id, *json));
     batches.collect()
 }
 
-fn document_of(text: &str) -> Result<Document<'_>, NoBatch> {
+fn document_of(text: &str) -> Result<Document<'_>, ParseError> {
     match text.trim() {
-        "" => Err(NoBatch::Empty),
-        text => Document::parse(text).ok_or(NoBatch::NotJson),
+        "" => Err(ParseError::Empty),
+        text => Document::parse(text).ok_or(ParseError::NotJson),
     }
 }
 
 /// The batch that stands under this key. Its own id may be missing; another one
 /// is kept in `extra`.
-fn batch_under(id: &str, json: Json<'_>) -> Result<Batch, NoBatch> {
-    let mut batch = batch_of(json).ok_or(NoBatch::NoId)?;
+fn batch_under(id: &str, json: Json<'_>) -> Result<Batch, ParseError> {
+    let mut batch = batch_of(json).ok_or(ParseError::NoId)?;
     if id.is_empty() {
-        return Err(NoBatch::NoId);
+        return Err(ParseError::NoId);
     }
     if batch.id != id {
         let own_id = std::mem::replace(&mut batch.id, id.to_owned());
@@ -205,12 +205,12 @@ mod tests {
         assert_eq!(extra(&batches[0]), ["x"]);
         assert_eq!(extra(&batches[2]), ["id"]);
         for (odd, expected) in [
-            ("", NoBatch::Empty),
-            ("<html>", NoBatch::NotJson),
-            ("[]", NoBatch::NoId),
-            ("7", NoBatch::NoId),
-            (r#"{"a":1}"#, NoBatch::NoId),
-            (r#"{"":{}}"#, NoBatch::NoId),
+            ("", ParseError::Empty),
+            ("<html>", ParseError::NotJson),
+            ("[]", ParseError::NoId),
+            ("7", ParseError::NoId),
+            (r#"{"a":1}"#, ParseError::NoId),
+            (r#"{"":{}}"#, ParseError::NoId),
         ] {
             assert_eq!(read(odd), Err(expected), "{odd}");
         }
@@ -235,13 +235,13 @@ mod tests {
             assert_eq!(read(none, "a"), Ok(None), "{none}");
         }
         for (odd, expected) in [
-            ("", NoBatch::Empty),
-            ("<html>", NoBatch::NotJson),
-            (r#"{"b":{}}"#, NoBatch::OtherBatches),
-            (r#"{"id":"b"}"#, NoBatch::NoId),
-            (r#"{"a":1}"#, NoBatch::NoId),
-            (r#"{"message":"a"}"#, NoBatch::NoId),
-            (r#"["@/batches/a"]"#, NoBatch::NoId),
+            ("", ParseError::Empty),
+            ("<html>", ParseError::NotJson),
+            (r#"{"b":{}}"#, ParseError::OtherBatches),
+            (r#"{"id":"b"}"#, ParseError::NoId),
+            (r#"{"a":1}"#, ParseError::NoId),
+            (r#"{"message":"a"}"#, ParseError::NoId),
+            (r#"["@/batches/a"]"#, ParseError::NoId),
         ] {
             assert_eq!(read(odd, "a"), Err(expected), "{odd}");
         }

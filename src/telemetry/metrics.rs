@@ -264,7 +264,7 @@ impl Metrics {
         );
         registry.register_with_unit(
             "aep_gateway_upstream_connect",
-            "How long connections to the API took to come about, TLS included",
+            "How long it took to open connections to the API, TLS included",
             Unit::Seconds,
             metrics.connect_seconds.clone(),
         );

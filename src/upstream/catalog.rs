@@ -10,7 +10,7 @@ use crate::{
     api::{GET_CATALOG_BATCH, GET_CATALOG_BATCHES},
     call::CallContext,
     failure::{Failure, Kind, Reason},
-    mapping::{self, NoBatch},
+    mapping::{self, ParseError},
     proto::v1::Batch,
 };
 
@@ -62,7 +62,7 @@ impl Upstream {
             headers,
             request,
             self.request_timeout,
-            |response, redactor| response.success(redactor, mapping::batches_from_json),
+            |response, redactor| response.batches(redactor),
         )
         .await
     }
@@ -91,9 +91,9 @@ impl Upstream {
             request,
             LOOKUP_TIMEOUT,
             |response, redactor| {
-                let listed = response.success(redactor, mapping::batches_from_json)?;
+                let listed = response.batches(redactor)?;
                 with_external_id(listed, external_id)
-                    .ok_or_else(|| response.invalid(redactor, NoBatch::OtherBatches))
+                    .ok_or_else(|| response.invalid(redactor, ParseError::OtherBatches))
             },
         )
         .await

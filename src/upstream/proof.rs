@@ -1,6 +1,6 @@
 //! What an HTTP response proves about a request that must not be made twice.
 //!
-//! A status line is written by whoever answers: Adobe's backend, Adobe's API
+//! A status line may come from anybody on the way: Adobe's backend, Adobe's API
 //! gateway, or any cache, CDN, proxy or filter in between. Those often answer
 //! *after* the request was processed: a lost response of the backend becomes
 //! their own 503, in HTML or as problem+json, with or without `Retry-After`. So

@@ -14,7 +14,7 @@ use crate::{
     api::Safety,
     failure::{ApiError, Effect, ErrorBody, Failure, InvalidResponse, Kind, Reason, Retry},
     headers::REQUEST_ID,
-    mapping::{self, NoBatch},
+    mapping::{self, ParseError},
     proto::v1::Batch,
     redact::Redactor,
 };
@@ -96,9 +96,18 @@ impl Response {
         let may_be_an_error = proof::proves(self.status) == Proves::AppliedIfNamed;
         self.success(redactor, |body| {
             match may_be_an_error && error_body::is_error(body) {
-                true => Err(NoBatch::IsError),
+                true => Err(ParseError::IsError),
                 false => mapping::batch_from_json(body),
             }
+        })
+    }
+
+    /// The batches that Catalog lists. An error of a proxy, told with 200, would
+    /// be a batch with an id such as `fault`.
+    pub(super) fn batches(&self, redactor: &Redactor<'_>) -> Result<Vec<Batch>, Failure> {
+        self.success(redactor, |body| match error_body::is_error(body) {
+            true => Err(ParseError::IsError),
+            false => mapping::batches_from_json(body),
         })
     }
 
@@ -106,7 +115,7 @@ impl Response {
     pub(super) fn success<T>(
         &self,
         redactor: &Redactor<'_>,
-        read: impl FnOnce(&[u8]) -> Result<T, NoBatch>,
+        read: impl FnOnce(&[u8]) -> Result<T, ParseError>,
     ) -> Result<T, Failure> {
         match self.status.is_success() {
             true => read(&self.body).map_err(|error| self.invalid(redactor, error)),
@@ -155,11 +164,11 @@ impl Response {
     }
 
     /// A success that cannot be read. It may prove the batch all the same.
-    pub(super) fn invalid(&self, redactor: &Redactor<'_>, error: NoBatch) -> Failure {
+    pub(super) fn invalid(&self, redactor: &Redactor<'_>, error: ParseError) -> Failure {
         let location = self.text_of(&header::LOCATION, redactor);
         let located = location.as_deref().and_then(batch_id_of).map(str::to_owned);
         let shown = || match error {
-            NoBatch::IsError => None,
+            ParseError::IsError => None,
             _ => mapping::batch_id_in_beginning(&self.body),
         };
         let batch_id = located.or_else(shown).map(|id| redactor.id(&id));

@@ -380,3 +380,19 @@ async fn odd_forms_of_a_good_response_are_read() {
     let page = gateway.list(Default::default()).await.unwrap();
     assert_eq!((page.batches.len(), &*page.next_page_token), (0, ""));
 }
+
+#[tokio::test]
+async fn an_error_that_a_proxy_tells_with_200_is_no_list() {
+    for body in [
+        r#"{"fault":{"faultstring":"no backend"}}"#,
+        r#"{"error":{"code":"x"}}"#,
+        r#"{"error_code":"403010","message":"Oauth token is missing."}"#,
+    ] {
+        let catalog = Scripted::answering("200 OK", &[], body).await;
+        let catalog_flag = format!("--catalog-url={}", catalog.url());
+        let gateway = Gateway::start("http://127.0.0.1:9", &[&catalog_flag]).await;
+        let answer = raw(&gateway, &ListBatchesRequest::default()).await;
+        assert_eq!(answer.code(), Code::Unavailable, "{body}");
+        assert_eq!(answer.reason(), "ANSWER_UNPROVEN", "{body}");
+    }
+}
