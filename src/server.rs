@@ -28,7 +28,7 @@ mod writes;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -52,7 +52,7 @@ use crate::{
     retry::Retries,
     service::{self, Gateway},
     telemetry::{LogLevel, Telemetry},
-    upstream::Upstream,
+    upstream::{MAX_READ_BYTES, Upstream},
 };
 
 /// After the drain timeout: how long connections may take to send the last responses.
@@ -107,6 +107,7 @@ struct Shared {
     upstream_tls: rustls::ClientConfig,
     executor: Executor<CreatedBatch>,
     retries: Arc<Retries>,
+    read_bytes: Arc<Semaphore>,
     create_state: Arc<CreateState>,
     health: HealthReporter,
     options: router::Options,
@@ -201,6 +202,7 @@ impl Shared {
                 telemetry.clone(),
             )),
             retries,
+            read_bytes: Arc::new(Semaphore::new(MAX_READ_BYTES)),
             health: HealthReporter::new(),
             options: router::Options {
                 with_reflection: settings.reflection,
@@ -222,6 +224,7 @@ impl Shared {
             &config.upstream,
             self.upstream_tls.clone(),
             telemetry.clone(),
+            self.read_bytes.clone(),
         )
         .map_err(StartError::Client)?;
         let gateway = Gateway {

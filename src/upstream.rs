@@ -14,10 +14,13 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use reqwest::Url;
 use rustix::io::Errno;
 use rustls::ClientConfig;
-use tokio::time::{error::Elapsed, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{error::Elapsed, timeout},
+};
 
 use self::response::Response;
-pub use self::send_guard::SendGuard;
+pub use self::{response::MAX_READ_BYTES, send_guard::SendGuard};
 use crate::{
     api::{Route, Safety},
     call::CallContext,
@@ -35,6 +38,8 @@ pub struct Upstream {
     catalog_batches: Url,
     /// How long one request may take.
     request_timeout: Duration,
+    /// What responses to reads may take of [`MAX_READ_BYTES`].
+    read_bytes: Arc<Semaphore>,
 }
 
 impl Upstream {
@@ -43,12 +48,14 @@ impl Upstream {
         options: &UpstreamOptions,
         tls: ClientConfig,
         telemetry: Arc<Telemetry>,
+        read_bytes: Arc<Semaphore>,
     ) -> Result<Self, reqwest::Error> {
         Ok(Upstream {
             client: http_client::client(options, tls, telemetry)?,
             batches: below(&options.import_url, "batches"),
             catalog_batches: below(&options.catalog_url, "batches"),
             request_timeout: options.request_timeout,
+            read_bytes,
         })
     }
 
@@ -65,7 +72,13 @@ impl Upstream {
         let request = request(Method::GET, url, headers);
         let sent = self.send(request, Safety::Safe, longest, &mut observed);
         let result = match sent.await {
-            Ok(Ok(response)) => read(&response, &Redactor::without_secrets_of(headers)),
+            Ok(Ok(mut response)) => {
+                let result = read(&response, &Redactor::without_secrets_of(headers));
+                if result.is_ok() {
+                    call.record.hold(response.held.take()); // until the caller has it
+                }
+                result
+            }
             Ok(Err(error)) if error.is_connect() => Err(not_sent(&error)),
             Ok(Err(error)) => Err(Failure::transient(match is_unprocessed(&error) {
                 true => Kind::NotSent(NotSent::Unprocessed(innermost(&error))),
@@ -87,10 +100,11 @@ impl Upstream {
     ) -> impl Future<Output = Result<reqwest::Result<Response>, Elapsed>> + Send {
         observed.inject(request.headers_mut());
         let response = self.client.execute(request);
+        let read_bytes = self.read_bytes.clone();
         timeout(longest, async move {
             let mut response = response.await?;
             observed.responded(response.status());
-            Ok(Response::read(&mut response, safety).await)
+            Ok(Response::read(&mut response, safety, &read_bytes).await)
         })
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{arrival::Open, response::code_of};
 use crate::telemetry::Call;
@@ -27,10 +28,13 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedResponse<B> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let (Some(Ok(frame)), Some(call)) = (&frame, &self.call) {
-            if let Some(data) = frame.data_ref() {
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (Some(Ok(frame)), Some(call)) = (&mut frame, &self.call) {
+            if let Some(data) = frame.data_mut() {
                 call.record().sent(data.len());
+                if let Some(permit) = call.record().take_held() {
+                    *data = Bytes::from_owner(Held(std::mem::take(data), permit));
+                }
             }
             if let Some(code) = frame.trailers_ref().and_then(code_of) {
                 call.record().set_code(code);
@@ -46,5 +50,18 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedResponse<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Data with what it takes of a limit, until it has left: h2 may keep a message long after it
+/// was polled.
+struct Held(
+    Bytes,
+    #[expect(dead_code, reason = "until this is dropped")] OwnedSemaphorePermit,
+);
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
     }
 }

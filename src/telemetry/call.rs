@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -14,7 +14,7 @@ use opentelemetry::{
     KeyValue,
     trace::{SpanKind, Status, TraceContextExt, Tracer},
 };
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tonic::Code;
 
 use super::{
@@ -47,6 +47,8 @@ pub struct CallRecord {
     code: OnceLock<Code>,
     completion: OnceLock<Completion>,
     secrets: OnceLock<Secrets>,
+    /// What its response takes of a limit on memory.
+    held: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// How a call ended, as logs, metrics and spans tell it.
@@ -101,6 +103,17 @@ impl CallRecord {
     /// These may be in no log line and no span.
     pub fn set_secrets(&self, secrets: Secrets) {
         let _ = self.secrets.set(secrets); // once for each call
+    }
+
+    /// Keeps a part of a limit until the response has left, or the call has ended.
+    pub fn hold(&self, permit: Option<OwnedSemaphorePermit>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    }
+
+    /// What is kept so, for what leaves.
+    pub fn take_held(&self) -> Option<OwnedSemaphorePermit> {
+        let held = self.held.lock();
+        held.unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Shows what the API said, without those.
@@ -292,6 +305,7 @@ impl Call {
             code: OnceLock::new(),
             completion: OnceLock::new(),
             secrets: OnceLock::new(),
+            held: Mutex::default(),
             telemetry,
         }))
     }

@@ -1,10 +1,11 @@
 //! The response to a request: read within bounds, then judged.
 
-use std::{io::Read, mem, time::Duration};
+use std::{io::Read, mem, sync::Arc, time::Duration};
 
 use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Url;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     error_body,
@@ -12,7 +13,9 @@ use super::{
 };
 use crate::{
     api::Safety,
-    failure::{ApiError, Effect, ErrorBody, Failure, InvalidResponse, Kind, Reason, Retry},
+    failure::{
+        ApiError, Effect, ErrorBody, Failure, InvalidResponse, Kind, NotSent, Reason, Retry,
+    },
     headers::REQUEST_ID,
     mapping::{self, ParseError},
     proto::v1::Batch,
@@ -27,6 +30,13 @@ const LARGEST_SUCCESS: usize = 256 * 1024;
 /// The most that is read of the response to a read: a page of Catalog may have
 /// 100 batches.
 const LARGEST_READ: usize = 1024 * 1024;
+
+/// Bytes of a response to a read that are not counted: most pages.
+const UNCOUNTED: usize = 64 * 1024;
+
+/// The most that all responses to reads may have beyond that, in bytes, until
+/// their callers have taken them.
+pub const MAX_READ_BYTES: usize = 16 * 1024 * 1024;
 
 /// The most that is read of an error.
 const LARGEST_ERROR: usize = 64 * 1024;
@@ -43,18 +53,26 @@ pub(super) struct Response {
     /// As much of it as is read of such a response, decompressed.
     body: Vec<u8>,
     end: BodyEnd,
+    /// What of [`MAX_READ_BYTES`] it takes.
+    pub(super) held: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum BodyEnd {
     Complete,
     TooLarge,
+    /// All responses to reads have as many bytes as are allowed.
+    Overloaded,
     /// The connection ended otherwise than HTTP says that it must.
     Broken,
 }
 
 impl Response {
-    pub(super) async fn read(response: &mut reqwest::Response, safety: Safety) -> Self {
+    pub(super) async fn read(
+        response: &mut reqwest::Response,
+        safety: Safety,
+        read_bytes: &Arc<Semaphore>,
+    ) -> Self {
         let status = response.status();
         let headers = mem::take(response.headers_mut());
         let mut body = Vec::new();
@@ -63,6 +81,9 @@ impl Response {
             (true, Safety::Safe) => LARGEST_READ,
             (true, _) => LARGEST_SUCCESS,
         };
+        let mut held = None;
+        let mut may_hold =
+            |length: usize| safety != Safety::Safe || hold(&mut held, length, read_bytes);
         let end = loop {
             if status.is_redirection() {
                 break BodyEnd::Complete; // it says nothing
@@ -72,21 +93,28 @@ impl Response {
                     body.extend_from_slice(&chunk[..largest - body.len()]);
                     break BodyEnd::TooLarge;
                 }
+                Ok(Some(chunk)) if !may_hold(body.len() + chunk.len()) => {
+                    break BodyEnd::Overloaded;
+                }
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break BodyEnd::Complete,
                 Err(_) => break BodyEnd::Broken,
             }
         };
-        let (body, end) = match is_gzip(&headers) {
+        let (body, mut end) = match is_gzip(&headers) {
             true => gunzip(&body, end, largest),
             false => (body, end),
         };
+        if !may_hold(body.len()) {
+            end = BodyEnd::Overloaded;
+        }
         Response {
             status,
             headers,
             safety,
             body,
             end,
+            held,
         }
     }
 
@@ -118,6 +146,9 @@ impl Response {
         read: impl FnOnce(&[u8]) -> Result<T, ParseError>,
     ) -> Result<T, Failure> {
         match self.status.is_success() {
+            _ if self.end == BodyEnd::Overloaded => {
+                Err(Failure::transient(Kind::NotSent(NotSent::Overloaded)))
+            }
             true => read(&self.body).map_err(|error| self.invalid(redactor, error)),
             false => Err(self.error(redactor)),
         }
@@ -191,7 +222,7 @@ impl Response {
                 reason,
                 status: self.status,
                 problem: match self.end {
-                    BodyEnd::Complete => error.to_string(),
+                    BodyEnd::Complete | BodyEnd::Overloaded => error.to_string(),
                     BodyEnd::TooLarge => format!("is larger than {} bytes", self.body.len()),
                     BodyEnd::Broken => "is incomplete".to_owned(),
                 },
@@ -210,6 +241,24 @@ impl Response {
     fn redirect_host(&self, redactor: &Redactor<'_>) -> Option<String> {
         let location = self.text_of(&header::LOCATION, redactor)?;
         Some(Url::parse(&location).ok()?.host_str()?.to_owned())
+    }
+}
+
+/// Whether a response may have this many bytes, as far as others leave room.
+fn hold(held: &mut Option<OwnedSemaphorePermit>, length: usize, from: &Arc<Semaphore>) -> bool {
+    let has = held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+    let more = length.saturating_sub(UNCOUNTED + has);
+    let more = u32::try_from(more).unwrap_or(u32::MAX);
+    match from.clone().try_acquire_many_owned(more) {
+        _ if more == 0 => true,
+        Ok(permit) => {
+            match held {
+                Some(held) => held.merge(permit),
+                held => *held = Some(permit),
+            }
+            true
+        }
+        Err(_) => false,
     }
 }
 

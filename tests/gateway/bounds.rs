@@ -19,7 +19,9 @@ use tokio::{
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::support::{CREATE, CREDENTIALS, Client, Gateway, frame, request, simulator, with_id};
+use crate::support::{
+    CREATE, CREDENTIALS, Client, Gateway, LIST, Scripted, frame, request, simulator, with_id,
+};
 
 const GZIP: (&str, &str) = ("grpc-encoding", "gzip");
 
@@ -484,5 +486,55 @@ async fn the_admin_listener_always_answers() {
     assert!(
         answer.is_empty() || answer.starts_with("HTTP/1.1 408 "),
         "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn large_pages_that_nobody_takes_are_bounded() {
+    let body = format!(
+        r#"{{"b":{{"created":1,"x":"{}"}}}}"#,
+        "x".repeat(800 * 1024)
+    );
+    let catalog = Scripted::answering("200 OK", &[], &body).await;
+    let catalog_flag = format!("--catalog-url={}", catalog.url());
+    let gateway = Gateway::start("http://127.0.0.1:9", &[&catalog_flag]).await;
+    let mut sender = connect(&gateway).await;
+    let mut untaken = Vec::new();
+    let mut refused = 0;
+    for _ in 0..60 {
+        let mut head = http::Request::post(format!("http://localhost{LIST}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        for (name, value) in CREDENTIALS {
+            head = head.header(name, value);
+        }
+        sender = sender.ready().await.unwrap();
+        let (answer, mut body) = sender.send_request(head.body(()).unwrap(), false).unwrap();
+        body.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
+        let answer = answer.await.unwrap();
+        match answer.headers().get("grpc-status") {
+            None => untaken.push(answer),
+            Some(status) => {
+                assert_eq!(status, "14");
+                refused += 1;
+            }
+        }
+    }
+    // 16 MiB, of which each takes what it has beyond 64 KiB.
+    assert_eq!((untaken.len(), refused), (22, 38));
+    let page = gateway.list(Default::default()).await.unwrap_err();
+    assert_eq!(page.code(), Code::Unavailable);
+    let info = page.get_details_error_info().unwrap();
+    assert_eq!(info.reason, "GATEWAY_OVERLOADED");
+    drop(untaken);
+    gateway.counts("aep_gateway_calls_in_flight", "0").await;
+    assert_eq!(
+        gateway
+            .list(Default::default())
+            .await
+            .unwrap()
+            .batches
+            .len(),
+        1
     );
 }
