@@ -50,42 +50,32 @@ pub trait BatchApi: Send + Sync {
     /// `POST /batches`: see [`Upstream::post_batch`].
     fn create_batch(
         &self,
-        call: &CallContext,
-        headers: &HeaderMap,
-        body: Bytes,
+        create: &Create,
         guard: &SendGuard,
-        first: Option<&EarlyHeaders>,
     ) -> impl Future<Output = Result<Batch, Failure>> + Send;
 
     /// The batches with this external id, the oldest first: see
     /// [`Upstream::batches_with_external_id`].
     fn find_batches(
         &self,
-        call: &CallContext,
-        headers: &HeaderMap,
+        create: &Create,
         external_id: &str,
     ) -> impl Future<Output = Result<Vec<Batch>, Failure>> + Send;
 }
 
 impl BatchApi for Upstream {
-    async fn create_batch(
-        &self,
-        call: &CallContext,
-        headers: &HeaderMap,
-        body: Bytes,
-        guard: &SendGuard,
-        first: Option<&EarlyHeaders>,
-    ) -> Result<Batch, Failure> {
-        self.post_batch(call, headers, body, guard, first).await
+    async fn create_batch(&self, create: &Create, guard: &SendGuard) -> Result<Batch, Failure> {
+        let (body, first) = (create.body.clone(), create.headers_that_leave_first());
+        self.post_batch(&create.call, &create.headers, body, guard, first)
+            .await
     }
 
     async fn find_batches(
         &self,
-        call: &CallContext,
-        headers: &HeaderMap,
+        create: &Create,
         external_id: &str,
     ) -> Result<Vec<Batch>, Failure> {
-        self.batches_with_external_id(call, headers, external_id)
+        self.batches_with_external_id(&create.call, &create.headers, external_id)
             .await
     }
 }
@@ -373,10 +363,7 @@ impl<Api: BatchApi> BatchCreator<Api> {
         create: &Create,
         id: &ExternalId,
     ) -> Result<Option<Arc<Batch>>, Failure> {
-        let found = self
-            .api
-            .find_batches(&create.call, &create.headers, &id.id)
-            .await;
+        let found = self.api.find_batches(create, &id.id).await;
         self.state.telemetry.lookup(&found);
         if found.is_ok() {
             self.state.recent_successes.deposit();
@@ -396,12 +383,7 @@ impl<Api: BatchApi> BatchCreator<Api> {
             let Some(guard) = send_state.begin() else {
                 return Err(Failure::refused(Kind::DeadlineBeforeSending));
             };
-            let (headers, body) = (&create.headers, create.body.clone());
-            let first = create.headers_that_leave_first();
-            let result = self
-                .api
-                .create_batch(&create.call, headers, body, &guard, first)
-                .await;
+            let result = self.api.create_batch(create, &guard).await;
             let failure = match result {
                 Ok(batch) => {
                     self.state.recent_successes.deposit();

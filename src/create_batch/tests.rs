@@ -45,27 +45,15 @@ impl FakeApi {
 }
 
 impl BatchApi for Arc<FakeApi> {
-    async fn create_batch(
-        &self,
-        _: &CallContext,
-        _: &HeaderMap,
-        body: Bytes,
-        guard: &SendGuard,
-        _: Option<&EarlyHeaders>,
-    ) -> Result<Batch, Failure> {
+    async fn create_batch(&self, create: &Create, guard: &SendGuard) -> Result<Batch, Failure> {
         use http_body_util::BodyExt;
         self.ask("POST");
-        let _ = guard.body(body, None).collect().await;
+        let _ = guard.body(create.body.clone(), None).collect().await;
         let next = self.creates.lock().expect("no panic").pop_front();
         next.unwrap_or_else(|| Ok(batch("new", "d")))
     }
 
-    async fn find_batches(
-        &self,
-        _: &CallContext,
-        _: &HeaderMap,
-        _: &str,
-    ) -> Result<Vec<Batch>, Failure> {
+    async fn find_batches(&self, _: &Create, _: &str) -> Result<Vec<Batch>, Failure> {
         self.ask("GET");
         let next = self.lookups.lock().expect("no panic").pop_front();
         next.unwrap_or(Ok(()))?;
