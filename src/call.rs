@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use self::{attempt::Attempt, early_headers::EarlyHeaders};
-use crate::{api::Method, failure::Failure, telemetry::CallRecord};
+use crate::{api::Method, telemetry::CallRecord};
 
 /// One call of `BatchService`. Made once, when the call arrives.
 #[derive(Clone, Debug)]
@@ -29,22 +29,12 @@ pub struct CallContext {
 }
 
 impl CallContext {
-    /// A call with this metadata. Fails where its deadline cannot be read.
-    pub fn new(record: Arc<CallRecord>, metadata: &HeaderMap) -> Result<Self, Failure> {
-        Ok(CallContext {
-            deadline: deadline::of_call(metadata, record.started())?,
-            attempt: Attempt::of_call(metadata),
-            early_headers: EarlyHeaders::default(),
-            record,
-        })
-    }
-
-    /// A call that is refused, because its deadline cannot be read.
-    pub fn without_deadline(record: Arc<CallRecord>) -> Self {
+    /// A call with this metadata and deadline.
+    pub fn new(record: Arc<CallRecord>, metadata: &HeaderMap, deadline: Option<Instant>) -> Self {
         CallContext {
             record,
-            deadline: None,
-            attempt: Attempt::default(),
+            deadline,
+            attempt: Attempt::of_call(metadata),
             early_headers: EarlyHeaders::default(),
         }
     }

@@ -435,10 +435,8 @@ mod tests {
         let method = Method::named("CreateBatch");
         let (id, headers) = (HeaderValue::from_static("r"), HeaderMap::new());
         let record = telemetry.call(method, id, &headers, None).record().clone();
-        let call = CallContext {
-            deadline: deadline.map(|deadline| Instant::now() + deadline),
-            ..CallContext::without_deadline(record)
-        };
+        let deadline = deadline.map(|deadline| Instant::now() + deadline);
+        let call = CallContext::new(record, &headers, deadline);
         let dedup = dedup.map(|(id, request_hash)| DedupKey {
             external_id: ExternalId::new(id, &headers),
             request_hash,

@@ -9,7 +9,6 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     api::Method,
-    call::attempt::Attempt,
     failure::{ApiError, ErrorBody, InvalidResponse, NotSent, Reason},
 };
 
@@ -132,11 +131,8 @@ fn call(attempt: &[(&'static str, &'static str)], deadline: Option<Duration>) ->
     let (method, id) = (Method::named("CreateBatch"), HeaderValue::from_static("r"));
     let telemetry = Arc::<Telemetry>::default();
     let record = telemetry.call(method, id, &metadata, None).record().clone();
-    CallContext {
-        attempt: Attempt::of_call(&metadata),
-        deadline: deadline.map(|deadline| Instant::now() + deadline),
-        ..CallContext::without_deadline(record)
-    }
+    let deadline = deadline.map(|deadline| Instant::now() + deadline);
+    CallContext::new(record, &metadata, deadline)
 }
 
 fn create(call: CallContext, external_id: Option<&str>, principal: u64) -> Create {

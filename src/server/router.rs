@@ -155,12 +155,13 @@ impl GrpcServices {
         );
         let counted = self.telemetry.call(method, id, &head.headers, client);
         let record = counted.record().clone();
-        let (call, admitted) = match CallContext::new(record.clone(), &head.headers) {
-            Ok(call) if !connection.peer.authorized => (call, Err(not_allowed(&connection.peer))),
-            Ok(call) => (call, Ok(())),
-            Err(failure) => (CallContext::without_deadline(record), Err(failure)),
-        };
-        let opened = admitted.and_then(|()| self.options.bounds.open(&head.headers));
+        let deadline = deadline::of_call(&head.headers, record.started());
+        let known_deadline = deadline.as_ref().ok().copied().flatten();
+        let call = CallContext::new(record, &head.headers, known_deadline);
+        let opened = deadline.and_then(|_| match connection.peer.authorized {
+            true => self.options.bounds.open(&head.headers),
+            false => Err(not_allowed(&connection.peer)),
+        });
         let mut open = match opened {
             Ok(open) => open,
             Err(failure) => {
