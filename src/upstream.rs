@@ -79,11 +79,7 @@ impl Upstream {
                 }
                 result
             }
-            Ok(Err(error)) if error.is_connect() => Err(not_sent(&error)),
-            Ok(Err(error)) => Err(Failure::transient(match is_unprocessed(&error) {
-                true => Kind::NotSent(NotSent::Unprocessed(innermost(&error))),
-                false => Kind::ConnectionLost(innermost(&error)),
-            })),
+            Ok(Err(error)) => Err(failure_of(&error, !error.is_connect(), Failure::transient)),
             Err(_) => Err(Failure::transient(Kind::UpstreamTimeout(longest))),
         };
         observed.completed(&result);
@@ -128,6 +124,18 @@ fn below(base: &Url, name: &str) -> Url {
         path.pop_if_empty().push(name);
     }
     url
+}
+
+/// What an error means for which no status line has arrived. `lost` says what
+/// it means that a request was sent and has no response.
+fn failure_of(error: &reqwest::Error, may_be_sent: bool, lost: fn(Kind) -> Failure) -> Failure {
+    if !may_be_sent {
+        not_sent(error)
+    } else if is_unprocessed(error) {
+        Failure::transient(Kind::NotSent(NotSent::Unprocessed(innermost(error))))
+    } else {
+        lost(Kind::ConnectionLost(innermost(error)))
+    }
 }
 
 /// What an error means for a request of which nothing was sent.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 
-use super::{SendGuard, Upstream, innermost, is_unprocessed, not_sent, request};
+use super::{SendGuard, Upstream, failure_of, request};
 use crate::{
     api::{POST_BATCHES, Safety},
     call::{CallContext, early_headers::EarlyHeaders},
@@ -37,7 +37,7 @@ impl Upstream {
         };
         let result = match sent.await {
             Ok(Ok(response)) => response.batch(&Redactor::without_secrets_of(headers)),
-            Ok(Err(error)) => Err(failure_of(&error, guard)),
+            Ok(Err(error)) => Err(failure_of(&error, !guard.cancel(), Failure::unknown)),
             Err(_) if guard.cancel() => {
                 Err(Failure::transient(Kind::NotSent(NotSent::ConnectTimeout)))
             }
@@ -45,16 +45,5 @@ impl Upstream {
         };
         observed.completed(&result);
         result
-    }
-}
-
-/// What an error means for which no status line has arrived.
-fn failure_of(error: &reqwest::Error, guard: &SendGuard) -> Failure {
-    if guard.cancel() {
-        not_sent(error)
-    } else if is_unprocessed(error) {
-        Failure::transient(Kind::NotSent(NotSent::Unprocessed(innermost(error))))
-    } else {
-        Failure::unknown(Kind::ConnectionLost(innermost(error)))
     }
 }
