@@ -63,11 +63,9 @@ impl BatchService for Gateway {
             }
             Err(failure) => Err(failure.clone()),
         };
-        call.record.complete(create_completion(&call, &result));
-        match result {
-            Ok(created) => Ok(respond(&call, created.into())),
-            Err(failure) => Err(status::of_call(&failure, &call, external_id.as_deref())),
-        }
+        let completion = create_completion(&call, &result);
+        let result = result.map(CreateBatchResponse::from);
+        finish(&call, completion, result, external_id.as_deref())
     }
 
     async fn get_batch(
@@ -101,14 +99,11 @@ impl Gateway {
             }
             Err(failure) => Err(failure),
         };
-        call.record.complete(match &result {
+        let completion = match &result {
             Ok(_) => Completion::default(),
             Err(failure) => completion_of(failure, call.method()),
-        });
-        match result {
-            Ok(message) => Ok(respond(&call, message)),
-            Err(failure) => Err(status::of_call(&failure, &call, None)),
-        }
+        };
+        finish(&call, completion, result, None)
     }
 
     /// The headers that a call carries upstream.
@@ -278,16 +273,25 @@ impl From<CreatedBatch> for CreateBatchResponse {
     }
 }
 
-/// The response to a successful call. Where it changed something, it says so.
-fn respond<T>(call: &CallContext, message: T) -> Response<T> {
+/// Records the result of a call, and makes its response or status. Where a
+/// success changed something, it says so.
+fn finish<T>(
+    call: &CallContext,
+    completion: Completion,
+    result: Result<T, Failure>,
+    external_id: Option<&str>,
+) -> Result<Response<T>, Status> {
+    let outcome = completion.outcome;
+    call.record.complete(completion);
+    let message = result.map_err(|failure| status::of_call(&failure, call, external_id))?;
     let mut metadata = HeaderMap::with_capacity(2);
-    if let Some(outcome) = call.record.completion().and_then(|c| c.outcome) {
+    if let Some(outcome) = outcome {
         metadata.insert(status::OUTCOME, HeaderValue::from_static(outcome.as_str()));
     }
     metadata.insert(REQUEST_ID, call.request_id().clone());
-    Response::from_parts(
+    Ok(Response::from_parts(
         MetadataMap::from_headers(metadata),
         message,
         Default::default(),
-    )
+    ))
 }

@@ -30,7 +30,6 @@ use crate::{
     headers::REQUEST_ID,
     service::completion_of,
     status,
-    telemetry::CallRecord,
 };
 
 /// Puts a response of `BatchService` into its final form.
@@ -56,16 +55,10 @@ pub(super) fn with_trailers(response: Response<Body>) -> Response<Body> {
 
 /// The response to a call of `BatchService` that was refused before the service saw it.
 pub(super) fn refused(failure: &Failure, call: &CallContext) -> Response<Body> {
-    let response = status::of_call(failure, call, None).into_http();
-    complete(failure, &response, &call.record);
-    response
-}
-
-fn complete(failure: &Failure, response: &Response<Body>, record: &CallRecord) {
-    record.complete(completion_of(failure, record.method()));
-    if let Some(code) = code_of(response.headers()) {
-        record.set_code(code);
-    }
+    let status = status::of_call(failure, call, None);
+    call.record.complete(completion_of(failure, call.method()));
+    call.record.set_code(status.code());
+    status.into_http()
 }
 
 /// A plain-text HTTP response, for clients that do not use gRPC.
