@@ -7,6 +7,7 @@ use opentelemetry::{
     KeyValue,
     trace::{SpanKind, Status, TraceContextExt, Tracer},
 };
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
 use super::{
@@ -41,6 +42,8 @@ impl ResponseLabels {
 pub struct UpstreamRequest {
     route: Route,
     record: Arc<CallRecord>,
+    /// Counts it while it is under way.
+    active: Gauge,
     trace: TraceContext,
     started: Instant,
     status: Option<StatusCode>,
@@ -52,7 +55,8 @@ impl UpstreamRequest {
     pub(super) fn begin(route: Route, host: Option<&str>, record: Arc<CallRecord>) -> Self {
         let telemetry = &record.telemetry;
         let active = &telemetry.metrics.active_requests;
-        active.get_or_create(&RouteLabels::of(route)).inc();
+        let active = active.get_or_create_owned(&RouteLabels::of(route));
+        active.inc();
         let trace = match (&telemetry.tracer, &record.trace.context) {
             (Some(tracer), Some(parent)) => {
                 let mut attributes = vec![
@@ -74,6 +78,7 @@ impl UpstreamRequest {
         UpstreamRequest {
             route,
             record,
+            active,
             trace,
             started: Instant::now(),
             status: None,
@@ -107,9 +112,8 @@ impl Drop for UpstreamRequest {
         let status = self.status.map(|status| status.as_u16());
         self.record.request_ended(took);
 
+        self.active.dec();
         let metrics = &self.record.telemetry.metrics;
-        let route = RouteLabels::of(self.route);
-        metrics.active_requests.get_or_create(&route).dec();
         let response = ResponseLabels::of(self.route, status, self.error);
         let seconds = metrics.request_seconds.get_or_create(&response);
         seconds.observe(took.as_secs_f64());
